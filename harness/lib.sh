@@ -1,0 +1,15 @@
+# shellcheck shell=sh
+# Shared by the shell scripts of the harness: where things are, how to speak.
+
+top=$(cd "$(dirname "$0")/.." && pwd)
+cache=${P2P_CACHE:-$top/build/cache}
+
+say() { printf '%s\n' "$*" >&2; }
+die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+# need_space DIR GIB WHAT: fails early instead of in the middle of a build
+need_space() {
+	free=$(df -Pk "$1" | awk 'NR == 2 { print int($4 / 1048576) }')
+	[ "$free" -ge "$2" ] ||
+		die "$3 needs $2 GiB in $1, $free GiB are free: make room, or set P2P_CACHE to another disk"
+}
