@@ -1,4 +1,4 @@
-# shellcheck shell=sh
+# shellcheck shell=sh disable=SC2034
 # Shared by the shell scripts of the harness: where things are, how to speak.
 
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -6,6 +6,10 @@ cache=${P2P_CACHE:-$top/build/cache}
 
 say() { printf '%s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+# A configuration's architecture and fragments
+arch_of() { awk -v name="$1" '$1 == name { print $2 }' "$top/configs/table"; }
+fragments_of() { awk -v name="$1" '$1 == name { gsub(/,/, " ", $3); print $3 }' "$top/configs/table"; }
 
 # need_space DIR GIB WHAT: fails early instead of in the middle of a build
 need_space() {
