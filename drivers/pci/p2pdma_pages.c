@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * ZONE_DEVICE pages of a BAR that belong to the driver of the device.
+ *
+ * The pages of the p2pmem pool are given to whoever asks for memory.  These are
+ * not in any pool: the driver that makes them decides which part of its BAR
+ * they cover, who maps them, and when they are taken back.
+ *
+ * Their folios rest at a reference count of 0.  A fault takes one from there,
+ * its page table entry and all who find it there keep it up, and it comes back
+ * by itself when the last of them is gone; the core then calls folio_free(),
+ * perhaps in interrupt context.  Nothing else raises a count from 0: GUP does
+ * not, not even speculatively.  So to take the pages back the driver
+ *
+ *  - stops handing them out, with a lock of its own: no
+ *    pci_p2pdma_insert_pages() is running any more,
+ *  - zaps all mappings,
+ *  - waits with pci_p2pdma_wait_pages() until all folios are at rest.
+ *
+ * The pages are frozen then, and stay so until the driver hands them out again,
+ * or destroys them.
+ *
+ * nr_busy counts the folios that are not at rest.  It is raised by the one who
+ * made a count 1 and lowered by folio_free().  When a fault races with the last
+ * put the count can be 1 again before folio_free() runs; the folio is then
+ * accounted for twice for a while, never too little.
+ *
+ * Folios are as large as a PMD where their range allows.  All of them have a
+ * struct page for each page, so that they can be mapped by PTEs as well.
+ */
+#include <linux/bitmap.h>
+#include <linux/err.h>
+#include <linux/export.h>
+#include <linux/memremap.h>
+#include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/overflow.h>
+#include <linux/pci-p2pdma.h>
+#include <linux/slab.h>
+#include <linux/wait_bit.h>
+
+#include "p2pdma.h"
+
+struct p2pdma_pages {
+	/* Folios that are not at rest */
+	atomic_t nr_busy;
+	/* Must be last: ends in an array of ranges */
+	struct pci_p2pdma_pagemap map;
+};
+
+/*
+ * memremap_pages() looks for conflicts at both ends of a range only, and takes
+ * the one that it finds for a bug.  Look first, and let nobody come between.
+ */
+static DEFINE_MUTEX(p2pdma_pages_mutex);
+
+static void p2pdma_pages_folio_free(struct folio *folio)
+{
+	struct pci_p2pdma_pagemap *map = to_p2p_pgmap(folio->pgmap);
+	struct p2pdma_pages *pages = container_of(map, struct p2pdma_pages, map);
+
+	/* The waiter may free pages at once: only its address is used below */
+	if (atomic_dec_and_test(&pages->nr_busy))
+		wake_up_var(&pages->nr_busy);
+}
+
+static const struct dev_pagemap_ops p2pdma_pages_ops = {
+	.folio_free = p2pdma_pages_folio_free,
+};
+
+static void p2pdma_pages_get(struct p2pdma_pages *pages, struct folio *folio)
+{
+	if (folio_ref_inc_return(folio) == 1)
+		atomic_inc(&pages->nr_busy);
+}
+
+static bool p2pdma_range_has_pages(const struct range *range)
+{
+	unsigned long align = memremap_compat_align();
+	struct dev_pagemap *pgmap;
+	phys_addr_t addr;
+
+	for (addr = range->start; addr < range->end; addr += align) {
+		pgmap = get_dev_pagemap(PHYS_PFN(addr));
+		if (pgmap) {
+			put_dev_pagemap(pgmap);
+			return true;
+		}
+		cond_resched();
+	}
+	return false;
+}
+
+/* Whether the ranges, which are aligned, overlap each other */
+static int p2pdma_check_overlap(const struct phys_vec *ranges,
+				unsigned int nr_ranges)
+{
+	unsigned long align = memremap_compat_align();
+	phys_addr_t lo = PHYS_ADDR_MAX, hi = 0;
+	unsigned long *bitmap;
+	unsigned int i;
+	int ret = 0;
+
+	for (i = 0; i < nr_ranges; i++) {
+		lo = min(lo, ranges[i].paddr);
+		hi = max(hi, ranges[i].paddr + ranges[i].len);
+	}
+
+	bitmap = bitmap_zalloc((hi - lo) / align, GFP_KERNEL);
+	if (!bitmap)
+		return -ENOMEM;
+
+	for (i = 0; i < nr_ranges; i++) {
+		unsigned long first = (ranges[i].paddr - lo) / align;
+		unsigned long end = first + ranges[i].len / align;
+
+		if (find_next_bit(bitmap, end, first) < end) {
+			ret = -EBUSY;
+			break;
+		}
+		bitmap_set(bitmap, first, end - first);
+	}
+
+	bitmap_free(bitmap);
+	return ret;
+}
+
+/* Make folios of the PMDs that lie in a range */
+static void p2pdma_pages_prep(const struct range *range)
+{
+	unsigned long nr = 1UL << PMD_ORDER;
+	unsigned long pfn, end;
+
+	if (!IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE))
+		return;
+
+	pfn = ALIGN(PHYS_PFN(range->start), nr);
+	end = PHYS_PFN(range->end + 1);
+	for (; pfn < end && nr <= end - pfn; pfn += nr) {
+		prep_compound_page(pfn_to_page(pfn), PMD_ORDER);
+		cond_resched();
+	}
+}
+
+/**
+ * pci_p2pdma_create_pages - make struct pages for parts of a BAR
+ * @provider: provider of the BAR
+ * @ranges: physical ranges within the BAR
+ * @nr_ranges: number of @ranges, at least one
+ *
+ * A page can exist only once: parts of a BAR that are in a p2pmem pool or have
+ * been passed to this function already have theirs.  All pages made by one call
+ * share a pagemap, so that they can be in the same bio.
+ *
+ * The provider, and so the driver, must outlive the pages.
+ *
+ * Context: May sleep, takes memory hotplug locks.
+ * Return: the pages, all at rest, to be undone with pci_p2pdma_destroy_pages(),
+ * or an ERR_PTR: -EINVAL if a range is empty or not aligned to
+ * memremap_compat_align(), or is out of the reach of the direct map; -EBUSY if
+ * there are pages for some of it already, or ranges overlap; -ENOMEM.
+ */
+struct p2pdma_pages *pci_p2pdma_create_pages(struct p2pdma_provider *provider,
+					     const struct phys_vec *ranges,
+					     unsigned int nr_ranges)
+{
+	unsigned long align = memremap_compat_align();
+	struct p2pdma_pages *pages;
+	struct dev_pagemap *pgmap;
+	unsigned int i;
+	void *addr;
+	int ret;
+
+	for (i = 0; i < nr_ranges; i++)
+		if (!ranges[i].len ||
+		    !IS_ALIGNED(ranges[i].paddr | ranges[i].len, align))
+			return ERR_PTR(-EINVAL);
+
+	ret = p2pdma_check_overlap(ranges, nr_ranges);
+	if (ret)
+		return ERR_PTR(ret);
+
+	pages = kvzalloc(struct_size(pages, map.pgmap.ranges, nr_ranges),
+			 GFP_KERNEL_ACCOUNT);
+	if (!pages)
+		return ERR_PTR(-ENOMEM);
+
+	pages->map.mem = provider;
+	pgmap = &pages->map.pgmap;
+	pgmap->type = MEMORY_DEVICE_PCI_P2PDMA;
+	pgmap->ops = &p2pdma_pages_ops;
+	pgmap->nr_range = nr_ranges;
+	for (i = 0; i < nr_ranges; i++) {
+		pgmap->ranges[i].start = ranges[i].paddr;
+		pgmap->ranges[i].end = ranges[i].paddr + ranges[i].len - 1;
+	}
+
+	mutex_lock(&p2pdma_pages_mutex);
+	for (i = 0; i < nr_ranges; i++) {
+		if (p2pdma_range_has_pages(&pgmap->ranges[i])) {
+			ret = -EBUSY;
+			goto err_unlock;
+		}
+	}
+
+	addr = memremap_pages(pgmap, dev_to_node(provider->owner));
+	if (IS_ERR(addr)) {
+		ret = PTR_ERR(addr);
+		goto err_unlock;
+	}
+	mutex_unlock(&p2pdma_pages_mutex);
+
+	for (i = 0; i < nr_ranges; i++)
+		p2pdma_pages_prep(&pgmap->ranges[i]);
+	return pages;
+
+err_unlock:
+	mutex_unlock(&p2pdma_pages_mutex);
+	kvfree(pages);
+	return ERR_PTR(ret);
+}
+EXPORT_SYMBOL_GPL(pci_p2pdma_create_pages);
+
+/**
+ * pci_p2pdma_insert_pages - map pages for a fault
+ * @pages: the pages
+ * @vmf: the fault, in a shared VMA that is neither VM_PFNMAP nor VM_MIXEDMAP
+ * @pfn: first one of the pages to map
+ * @order: how many pages to map, 0 or PMD_ORDER; @pfn, vmf->address and the VMA
+ *	allow for it
+ *
+ * Context: Fault.  The caller makes sure that nobody who takes the pages back
+ * finds this running, see the top of the file.
+ * Return: VM_FAULT_NOPAGE; VM_FAULT_FALLBACK if @pfn does not begin a folio of
+ * that order; an error.
+ */
+vm_fault_t pci_p2pdma_insert_pages(struct p2pdma_pages *pages,
+				   struct vm_fault *vmf, unsigned long pfn,
+				   unsigned int order)
+{
+	struct page *page = pfn_to_page(pfn);
+	struct folio *folio = page_folio(page);
+	bool write = vmf->flags & FAULT_FLAG_WRITE;
+	vm_fault_t ret;
+
+	if (order && (folio_order(folio) != order || folio_pfn(folio) != pfn))
+		return VM_FAULT_FALLBACK;
+
+	/* Both take a reference of their own, and only from above 0 */
+	p2pdma_pages_get(pages, folio);
+	if (!order)
+		ret = vmf_insert_page_mkwrite(vmf, page, write);
+	else if (IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) && order == PMD_ORDER)
+		ret = vmf_insert_folio_pmd(vmf, folio, write);
+	else
+		ret = VM_FAULT_FALLBACK;
+	folio_put(folio);
+	return ret;
+}
+EXPORT_SYMBOL_GPL(pci_p2pdma_insert_pages);
+
+/**
+ * pci_p2pdma_wait_pages - wait until all folios are at rest
+ * @pages: the pages, not handed out any more and not mapped
+ * @intr: whether the wait is interruptible
+ *
+ * What is waited for is I/O: long-term pins of P2PDMA pages are refused.
+ *
+ * Context: May sleep.  The caller holds no lock that a fault, or whoever
+ * completes the I/O, could need.
+ * Return: 0, or -ERESTARTSYS, which can only be if @intr is set.
+ */
+int pci_p2pdma_wait_pages(struct p2pdma_pages *pages, bool intr)
+{
+	if (intr)
+		return wait_var_event_interruptible(&pages->nr_busy,
+					!atomic_read(&pages->nr_busy));
+
+	wait_var_event(&pages->nr_busy, !atomic_read(&pages->nr_busy));
+	return 0;
+}
+EXPORT_SYMBOL_GPL(pci_p2pdma_wait_pages);
+
+/**
+ * pci_p2pdma_destroy_pages - undo pci_p2pdma_create_pages()
+ * @pages: the pages, all at rest
+ *
+ * Context: May sleep, takes memory hotplug locks.
+ */
+void pci_p2pdma_destroy_pages(struct p2pdma_pages *pages)
+{
+	WARN_ON_ONCE(atomic_read(&pages->nr_busy));
+
+	mutex_lock(&p2pdma_pages_mutex);
+	memunmap_pages(&pages->map.pgmap);
+	mutex_unlock(&p2pdma_pages_mutex);
+	kvfree(pages);
+}
+EXPORT_SYMBOL_GPL(pci_p2pdma_destroy_pages);
