@@ -164,12 +164,12 @@ struct stream {
 static void *stream_fn(void *arg)
 {
 	struct stream *s = arg;
-	unsigned int i;
+	size_t off;
 	ssize_t n;
 
-	for (i = 0; ; i++) {
-		n = i & 1 ? pwrite(s->disk, s->buf, s->size, s->at) :
-			    pread(s->disk, s->buf, s->size, s->at);
+	for (off = 0; ; off = (off + SZ_1M) % s->size) {
+		n = off & SZ_1M ? pwrite(s->disk, s->buf + off, SZ_1M, s->at + off) :
+				  pread(s->disk, s->buf + off, SZ_1M, s->at + off);
 		if (n < 0) {
 			s->error = errno;
 			return NULL;

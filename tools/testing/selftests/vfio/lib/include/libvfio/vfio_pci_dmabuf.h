@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef SELFTESTS_VFIO_LIB_INCLUDE_LIBVFIO_VFIO_PCI_DMABUF_H
+#define SELFTESTS_VFIO_LIB_INCLUDE_LIBVFIO_VFIO_PCI_DMABUF_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include <linux/types.h>
+#include <linux/vfio.h>
+
+#include <libvfio/iommu.h>
+#include <libvfio/vfio_pci_device.h>
+
+/* Lets the tests build against the headers of older kernels. */
+#ifndef VFIO_DMA_BUF_FLAG_ZONE_DEVICE
+#define VFIO_DMA_BUF_FLAG_ZONE_DEVICE		0x1
+#endif
+
+#ifndef VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE
+#define VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE	14
+
+struct vfio_device_feature_dma_buf_revoke {
+	__s32 dmabuf_fd;
+};
+#endif
+
+/*
+ * VFIO_DEVICE_FEATURE. Returns what the ioctl returned, or -errno.
+ */
+int __vfio_device_feature(int fd, u32 flags, void *data, size_t size);
+
+/* True if the kernel knows @op (VFIO_DEVICE_FEATURE_GET or _SET) of @feature. */
+bool vfio_device_has_feature(struct vfio_pci_device *device, u32 op, u16 feature);
+
+/*
+ * True if BARs can be exported as dma-bufs that can be mapped and revoked.
+ * Aborts if the kernel answers the probe in a way that is not specified.
+ */
+bool vfio_pci_dmabuf_supported(struct vfio_pci_device *device);
+
+/* Returns the fd of the new dma-buf, or -errno. */
+int __vfio_pci_dmabuf_export(struct vfio_pci_device *device, u32 bar,
+			     const struct vfio_region_dma_range *ranges,
+			     u32 nr_ranges, u32 open_flags, u32 flags);
+
+/* Export one range of a BAR, read-write. The fd is never negative. */
+int vfio_pci_dmabuf_export(struct vfio_pci_device *device, u32 bar, u64 offset,
+			   u64 length, u32 flags);
+
+int __vfio_pci_dmabuf_revoke(struct vfio_pci_device *device, int dmabuf_fd);
+void vfio_pci_dmabuf_revoke(struct vfio_pci_device *device, int dmabuf_fd);
+
+/* Map a part of a dma-buf into an IOAS at a fixed IOVA; 0 or -errno. */
+int __iommu_map_dmabuf(struct iommu *iommu, int dmabuf_fd, u64 start,
+		       u64 length, iova_t iova);
+int __iommu_unmap_iova(struct iommu *iommu, iova_t iova, u64 length);
+
+/*
+ * mmap(MAP_SHARED) of @fd at an address that is @skew bytes past a 2 MiB
+ * boundary, read-write. With @skew == 0 the kernel can use PMD mappings.
+ */
+void *mmap_bar(int fd, size_t size, off_t offset, size_t skew);
+void munmap_bar(void *vaddr, size_t size);
+
+/* mmap() that is expected to fail. Returns its errno, or 0 if it succeeded. */
+int mmap_errno(int fd, size_t size, off_t offset, int prot, int flags);
+
+/*
+ * Accesses that may raise a signal. They return 0, or the number of the signal
+ * (SIGBUS, SIGSEGV) that the access raised. Any thread may use them.
+ */
+int try_read32(const void *vaddr, u32 *value);
+int try_write32(void *vaddr, u32 value);
+int try_memcpy(void *dst, const void *src, size_t size);
+
+/* One try_read32() for every page of the range; the first signal, or 0. */
+int try_touch(const void *vaddr, size_t size);
+
+/*
+ * A child process that runs @fn once for each ask_child(), with the argument
+ * given there, and hands back what it returned.
+ */
+struct child {
+	int pid;
+	int request;
+	int response;
+};
+
+void start_child(struct child *child, int (*fn)(void *data, int arg), void *data);
+int ask_child(struct child *child, int arg);
+void stop_child(struct child *child);
+
+/* The number of page faults of this thread that needed no I/O. */
+u64 minor_faults(void);
+
+/* The number that it takes to touch each page of the range. */
+u64 touch_faults(const void *vaddr, size_t size);
+
+/* A sequence of 64-bit values that depends on @seed and on the position. */
+void pattern_fill(void *vaddr, size_t size, u64 seed);
+
+/* Offset of the first difference, or @size. */
+size_t pattern_check(const void *vaddr, size_t size, u64 seed);
+
+/* The largest BAR that can be mapped for reading and writing, or -1. */
+int vfio_pci_largest_bar(struct vfio_pci_device *device);
+
+/* True if what is written to the BAR can be read back. */
+bool vfio_pci_bar_is_memory(struct vfio_pci_device *device, int bar);
+
+/*
+ * Ways for a user to take the BARs of the device away for a while.
+ */
+struct vfio_pci_suspend {
+	const char *name;
+	bool (*supported)(struct vfio_pci_device *device);
+	void (*suspend)(struct vfio_pci_device *device);
+	void (*resume)(struct vfio_pci_device *device);
+};
+
+extern const struct vfio_pci_suspend vfio_pci_suspend_memory;
+extern const struct vfio_pci_suspend vfio_pci_suspend_d3;
+extern const struct vfio_pci_suspend vfio_pci_suspend_low_power;
+
+/* VFIO_DEVICE_RESET or VFIO_DEVICE_PCI_HOT_RESET; 0 or -errno. */
+bool vfio_pci_can_reset(struct vfio_pci_device *device);
+int vfio_pci_any_reset(struct vfio_pci_device *device);
+
+/*
+ * True if a page fault can map PMD_SIZE at once, given MADV_HUGEPAGE.
+ */
+bool huge_faults_enabled(void);
+
+/*
+ * Close the device fd now, with every mapping of the device fd removed, and
+ * leave behind what vfio_pci_device_cleanup() needs.
+ */
+void vfio_pci_device_close(struct vfio_pci_device *device);
+
+#endif /* SELFTESTS_VFIO_LIB_INCLUDE_LIBVFIO_VFIO_PCI_DMABUF_H */

@@ -1,0 +1,620 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+#include <linux/align.h>
+#include <linux/compiler.h>
+#include <linux/iommufd.h>
+#include <linux/kernel.h>
+#include <linux/pci_regs.h>
+#include <linux/sizes.h>
+#include <linux/types.h>
+#include <linux/vfio.h>
+
+#include "kselftest.h"
+#include <libvfio.h>
+#include <libvfio/vfio_pci_dmabuf.h>
+
+int __vfio_device_feature(int fd, u32 flags, void *data, size_t size)
+{
+	size_t argsz = sizeof(struct vfio_device_feature) + size;
+	struct vfio_device_feature *feature;
+	int ret;
+
+	feature = calloc_assert(1, argsz);
+	feature->argsz = argsz;
+	feature->flags = flags;
+	if (size)
+		memcpy(feature->data, data, size);
+
+	ret = ioctl(fd, VFIO_DEVICE_FEATURE, feature);
+	if (ret < 0)
+		ret = -errno;
+
+	free(feature);
+	return ret;
+}
+
+static int probe_feature(struct vfio_pci_device *device, u32 op, u16 feature)
+{
+	return __vfio_device_feature(device->fd,
+				     VFIO_DEVICE_FEATURE_PROBE | op | feature,
+				     NULL, 0);
+}
+
+bool vfio_device_has_feature(struct vfio_pci_device *device, u32 op, u16 feature)
+{
+	return probe_feature(device, op, feature) == 0;
+}
+
+bool vfio_pci_dmabuf_supported(struct vfio_pci_device *device)
+{
+	int ret;
+
+	ret = probe_feature(device, VFIO_DEVICE_FEATURE_SET,
+			    VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE);
+	if (ret == -ENOTTY)
+		return false;
+
+	VFIO_ASSERT_EQ(ret, 0, "probe of DMA_BUF_REVOKE: %d\n", ret);
+
+	/* There is nothing to revoke without an export. */
+	ret = probe_feature(device, VFIO_DEVICE_FEATURE_GET,
+			    VFIO_DEVICE_FEATURE_DMA_BUF);
+	VFIO_ASSERT_EQ(ret, 0, "probe of DMA_BUF: %d\n", ret);
+
+	return true;
+}
+
+int __vfio_pci_dmabuf_export(struct vfio_pci_device *device, u32 bar,
+			     const struct vfio_region_dma_range *ranges,
+			     u32 nr_ranges, u32 open_flags, u32 flags)
+{
+	size_t size = sizeof(struct vfio_device_feature_dma_buf) +
+		      nr_ranges * sizeof(*ranges);
+	struct vfio_device_feature_dma_buf *dma_buf;
+	int ret;
+
+	dma_buf = calloc_assert(1, size);
+	dma_buf->region_index = bar;
+	dma_buf->open_flags = open_flags;
+	dma_buf->flags = flags;
+	dma_buf->nr_ranges = nr_ranges;
+	if (nr_ranges)
+		memcpy(dma_buf->dma_ranges, ranges, nr_ranges * sizeof(*ranges));
+
+	ret = __vfio_device_feature(device->fd, VFIO_DEVICE_FEATURE_GET |
+				    VFIO_DEVICE_FEATURE_DMA_BUF, dma_buf, size);
+
+	free(dma_buf);
+	return ret;
+}
+
+int vfio_pci_dmabuf_export(struct vfio_pci_device *device, u32 bar, u64 offset,
+			   u64 length, u32 flags)
+{
+	struct vfio_region_dma_range range = {
+		.offset = offset,
+		.length = length,
+	};
+	int fd;
+
+	fd = __vfio_pci_dmabuf_export(device, bar, &range, 1,
+				      O_RDWR | O_CLOEXEC, flags);
+	VFIO_ASSERT_GE(fd, 0, "export of BAR %u at %#lx + %#lx, flags %#x: %d\n",
+		       bar, (unsigned long)offset, (unsigned long)length,
+		       flags, fd);
+
+	return fd;
+}
+
+int __vfio_pci_dmabuf_revoke(struct vfio_pci_device *device, int dmabuf_fd)
+{
+	struct vfio_device_feature_dma_buf_revoke revoke = {
+		.dmabuf_fd = dmabuf_fd,
+	};
+
+	return __vfio_device_feature(device->fd, VFIO_DEVICE_FEATURE_SET |
+				     VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE,
+				     &revoke, sizeof(revoke));
+}
+
+void vfio_pci_dmabuf_revoke(struct vfio_pci_device *device, int dmabuf_fd)
+{
+	int ret = __vfio_pci_dmabuf_revoke(device, dmabuf_fd);
+
+	VFIO_ASSERT_EQ(ret, 0, "revoke of dma-buf fd %d: %d\n", dmabuf_fd, ret);
+}
+
+int __iommu_map_dmabuf(struct iommu *iommu, int dmabuf_fd, u64 start,
+		       u64 length, iova_t iova)
+{
+	struct iommu_ioas_map_file args = {
+		.size = sizeof(args),
+		.flags = IOMMU_IOAS_MAP_READABLE |
+			 IOMMU_IOAS_MAP_WRITEABLE |
+			 IOMMU_IOAS_MAP_FIXED_IOVA,
+		.ioas_id = iommu->ioas_id,
+		.fd = dmabuf_fd,
+		.start = start,
+		.length = length,
+		.iova = iova,
+	};
+
+	VFIO_ASSERT_GT(iommu->iommufd, 0);
+
+	if (ioctl(iommu->iommufd, IOMMU_IOAS_MAP_FILE, &args))
+		return -errno;
+
+	return 0;
+}
+
+int __iommu_unmap_iova(struct iommu *iommu, iova_t iova, u64 length)
+{
+	struct iommu_ioas_unmap args = {
+		.size = sizeof(args),
+		.ioas_id = iommu->ioas_id,
+		.iova = iova,
+		.length = length,
+	};
+
+	VFIO_ASSERT_GT(iommu->iommufd, 0);
+
+	if (ioctl(iommu->iommufd, IOMMU_IOAS_UNMAP, &args))
+		return -errno;
+
+	return 0;
+}
+
+void *mmap_bar(int fd, size_t size, off_t offset, size_t skew)
+{
+	size_t page = getpagesize();
+	void *vaddr, *mapped;
+
+	vaddr = mmap_reserve(ALIGN(size, page), SZ_2M, skew);
+	mapped = mmap(vaddr, size, PROT_READ | PROT_WRITE,
+		      MAP_SHARED | MAP_FIXED, fd, offset);
+	VFIO_ASSERT_EQ((uintptr_t)mapped, (uintptr_t)vaddr,
+		       "mmap(fd %d, %#zx at %#llx) failed\n", fd, size,
+		       (unsigned long long)offset);
+
+	return mapped;
+}
+
+void munmap_bar(void *vaddr, size_t size)
+{
+	VFIO_ASSERT_EQ(munmap(vaddr, size), 0);
+}
+
+int mmap_errno(int fd, size_t size, off_t offset, int prot, int flags)
+{
+	void *vaddr = mmap(NULL, size, prot, flags, fd, offset);
+
+	if (vaddr == MAP_FAILED)
+		return errno;
+
+	munmap(vaddr, size);
+	return 0;
+}
+
+/*
+ * Where a signal of this thread returns to. The handler leaves the signal mask
+ * alone (SA_NODEFER), so there is none to be saved and restored.
+ */
+static __thread sigjmp_buf fault_env;
+static __thread sig_atomic_t fault_armed;
+
+static void fault_handler(int sig)
+{
+	if (READ_ONCE(fault_armed)) {
+		WRITE_ONCE(fault_armed, 0);
+		siglongjmp(fault_env, sig);
+	}
+
+	/* Not ours: die of it when the access is repeated. */
+	signal(sig, SIG_DFL);
+}
+
+static void fault_handler_install(void)
+{
+	static bool installed;
+	struct sigaction action = {
+		.sa_handler = fault_handler,
+		.sa_flags = SA_NODEFER,
+	};
+
+	/* Two threads that come here at once do the same thing twice. */
+	if (__atomic_load_n(&installed, __ATOMIC_ACQUIRE))
+		return;
+
+	sigemptyset(&action.sa_mask);
+	VFIO_ASSERT_EQ(sigaction(SIGBUS, &action, NULL), 0);
+	VFIO_ASSERT_EQ(sigaction(SIGSEGV, &action, NULL), 0);
+	__atomic_store_n(&installed, true, __ATOMIC_RELEASE);
+}
+
+#define TRY(_access) ({						\
+	int __sig;						\
+								\
+	fault_handler_install();				\
+								\
+	__sig = sigsetjmp(fault_env, 0);			\
+	if (!__sig) {						\
+		WRITE_ONCE(fault_armed, 1);			\
+		barrier();					\
+		_access;					\
+		barrier();					\
+		WRITE_ONCE(fault_armed, 0);			\
+	}							\
+	__sig;							\
+})
+
+int try_read32(const void *vaddr, u32 *value)
+{
+	return TRY(*value = READ_ONCE(*(const u32 *)vaddr));
+}
+
+int try_write32(void *vaddr, u32 value)
+{
+	return TRY(WRITE_ONCE(*(u32 *)vaddr, value));
+}
+
+int try_memcpy(void *dst, const void *src, size_t size)
+{
+	return TRY(memcpy(dst, src, size));
+}
+
+int try_touch(const void *vaddr, size_t size)
+{
+	size_t page = getpagesize();
+	size_t offset;
+	u32 value;
+	int sig;
+
+	for (offset = 0; offset < size; offset += page) {
+		sig = try_read32(vaddr + offset, &value);
+		if (sig)
+			return sig;
+	}
+
+	return 0;
+}
+
+void start_child(struct child *child, int (*fn)(void *data, int arg), void *data)
+{
+	int request[2], response[2];
+	int arg, ret;
+
+	VFIO_ASSERT_EQ(pipe(request), 0);
+	VFIO_ASSERT_EQ(pipe(response), 0);
+
+	child->pid = fork();
+	VFIO_ASSERT_GE(child->pid, 0);
+
+	if (!child->pid) {
+		close(request[1]);
+		close(response[0]);
+
+		while (read(request[0], &arg, sizeof(arg)) == sizeof(arg)) {
+			ret = fn(data, arg);
+			if (write(response[1], &ret, sizeof(ret)) != sizeof(ret))
+				break;
+		}
+
+		_exit(0);
+	}
+
+	close(request[0]);
+	close(response[1]);
+	child->request = request[1];
+	child->response = response[0];
+}
+
+int ask_child(struct child *child, int arg)
+{
+	int ret;
+
+	VFIO_ASSERT_EQ(write(child->request, &arg, sizeof(arg)), sizeof(arg));
+	VFIO_ASSERT_EQ(read(child->response, &ret, sizeof(ret)), sizeof(ret),
+		       "child %d died\n", child->pid);
+
+	return ret;
+}
+
+void stop_child(struct child *child)
+{
+	int status;
+
+	close(child->request);
+	close(child->response);
+	VFIO_ASSERT_EQ(waitpid(child->pid, &status, 0), child->pid);
+	VFIO_ASSERT_EQ(status, 0);
+}
+
+u64 minor_faults(void)
+{
+	struct rusage usage;
+
+	VFIO_ASSERT_EQ(getrusage(RUSAGE_THREAD, &usage), 0);
+
+	return usage.ru_minflt;
+}
+
+u64 touch_faults(const void *vaddr, size_t size)
+{
+	u64 faults = 0;
+
+	/* Have the code and the data of all this mapped before. */
+	VFIO_ASSERT_EQ(try_touch(&faults, 1), 0);
+	faults = minor_faults();
+
+	VFIO_ASSERT_EQ(try_touch(vaddr, size), 0);
+
+	return minor_faults() - faults;
+}
+
+static u64 pattern(u64 seed, size_t index)
+{
+	return (seed + index + 1) * 0x9e3779b97f4a7c15ULL;
+}
+
+void pattern_fill(void *vaddr, size_t size, u64 seed)
+{
+	u64 *p = vaddr;
+	size_t i;
+
+	for (i = 0; i < size / sizeof(*p); i++)
+		WRITE_ONCE(p[i], pattern(seed, i));
+}
+
+size_t pattern_check(const void *vaddr, size_t size, u64 seed)
+{
+	const u64 *p = vaddr;
+	size_t i;
+
+	for (i = 0; i < size / sizeof(*p); i++) {
+		if (READ_ONCE(p[i]) != pattern(seed, i))
+			return i * sizeof(*p);
+	}
+
+	return size;
+}
+
+int vfio_pci_largest_bar(struct vfio_pci_device *device)
+{
+	u32 flags = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE |
+		    VFIO_REGION_INFO_FLAG_MMAP;
+	int largest = -1;
+	u64 size = 0;
+	int i;
+
+	for (i = 0; i < PCI_STD_NUM_BARS; i++) {
+		struct vfio_region_info *info = &device->bars[i].info;
+
+		if ((info->flags & flags) != flags || info->size <= size)
+			continue;
+
+		largest = i;
+		size = info->size;
+	}
+
+	return largest;
+}
+
+bool vfio_pci_bar_is_memory(struct vfio_pci_device *device, int bar)
+{
+	u32 *p = device->bars[bar].vaddr;
+	u32 old, a, b;
+
+	VFIO_ASSERT_NOT_NULL(p);
+
+	old = READ_ONCE(*p);
+	WRITE_ONCE(*p, ~old);
+	a = READ_ONCE(*p);
+	WRITE_ONCE(*p, old);
+	b = READ_ONCE(*p);
+
+	return a == ~old && b == old;
+}
+
+static bool suspend_memory_supported(struct vfio_pci_device *device)
+{
+	return true;
+}
+
+static void suspend_memory(struct vfio_pci_device *device)
+{
+	vfio_pci_cmd_clear(device, PCI_COMMAND_MEMORY);
+}
+
+static void resume_memory(struct vfio_pci_device *device)
+{
+	vfio_pci_cmd_set(device, PCI_COMMAND_MEMORY);
+}
+
+const struct vfio_pci_suspend vfio_pci_suspend_memory = {
+	.name = "memory decoding",
+	.supported = suspend_memory_supported,
+	.suspend = suspend_memory,
+	.resume = resume_memory,
+};
+
+static u8 find_pm_cap(struct vfio_pci_device *device)
+{
+	int ttl = 48;
+	u8 pos;
+
+	if (!(vfio_pci_config_readw(device, PCI_STATUS) & PCI_STATUS_CAP_LIST))
+		return 0;
+
+	pos = vfio_pci_config_readb(device, PCI_CAPABILITY_LIST) & ~3;
+	while (pos && ttl--) {
+		if (vfio_pci_config_readb(device, pos) == PCI_CAP_ID_PM)
+			return pos;
+		pos = vfio_pci_config_readb(device, pos + PCI_CAP_LIST_NEXT) & ~3;
+	}
+
+	return 0;
+}
+
+static void power_state_set(struct vfio_pci_device *device, u16 state)
+{
+	u8 pos = find_pm_cap(device);
+	u16 ctrl;
+
+	VFIO_ASSERT_NE(pos, 0);
+
+	ctrl = vfio_pci_config_readw(device, pos + PCI_PM_CTRL);
+	ctrl &= ~PCI_PM_CTRL_STATE_MASK;
+	vfio_pci_config_writew(device, pos + PCI_PM_CTRL, ctrl | state);
+
+	ctrl = vfio_pci_config_readw(device, pos + PCI_PM_CTRL);
+	VFIO_ASSERT_EQ(ctrl & PCI_PM_CTRL_STATE_MASK, state);
+}
+
+static bool suspend_d3_supported(struct vfio_pci_device *device)
+{
+	return find_pm_cap(device);
+}
+
+static void suspend_d3(struct vfio_pci_device *device)
+{
+	power_state_set(device, 3);
+}
+
+static void resume_d3(struct vfio_pci_device *device)
+{
+	power_state_set(device, 0);
+}
+
+const struct vfio_pci_suspend vfio_pci_suspend_d3 = {
+	.name = "D3",
+	.supported = suspend_d3_supported,
+	.suspend = suspend_d3,
+	.resume = resume_d3,
+};
+
+static bool suspend_low_power_supported(struct vfio_pci_device *device)
+{
+	return vfio_device_has_feature(device, VFIO_DEVICE_FEATURE_SET,
+				       VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY);
+}
+
+static void suspend_low_power(struct vfio_pci_device *device)
+{
+	VFIO_ASSERT_EQ(__vfio_device_feature(device->fd, VFIO_DEVICE_FEATURE_SET |
+					     VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY,
+					     NULL, 0), 0);
+}
+
+static void resume_low_power(struct vfio_pci_device *device)
+{
+	VFIO_ASSERT_EQ(__vfio_device_feature(device->fd, VFIO_DEVICE_FEATURE_SET |
+					     VFIO_DEVICE_FEATURE_LOW_POWER_EXIT,
+					     NULL, 0), 0);
+}
+
+const struct vfio_pci_suspend vfio_pci_suspend_low_power = {
+	.name = "low power",
+	.supported = suspend_low_power_supported,
+	.suspend = suspend_low_power,
+	.resume = resume_low_power,
+};
+
+static bool can_hot_reset(struct vfio_pci_device *device)
+{
+	struct vfio_pci_hot_reset_info info = {
+		.argsz = sizeof(info),
+	};
+
+	/* -ENOSPC tells that there is something to be told. */
+	return !ioctl(device->fd, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, &info) ||
+	       errno == ENOSPC;
+}
+
+bool vfio_pci_can_reset(struct vfio_pci_device *device)
+{
+	return (device->info.flags & VFIO_DEVICE_FLAGS_RESET) ||
+	       can_hot_reset(device);
+}
+
+int vfio_pci_any_reset(struct vfio_pci_device *device)
+{
+	struct vfio_pci_hot_reset *reset;
+	size_t argsz = sizeof(*reset);
+	int retries = 50;
+	int ret;
+
+	if (device->info.flags & VFIO_DEVICE_FLAGS_RESET) {
+		/* -EAGAIN: somebody else holds the device's lock. */
+		do {
+			ret = __vfio_pci_device_reset(device);
+			if (ret == -EAGAIN)
+				usleep(10000);
+		} while (ret == -EAGAIN && retries--);
+
+		return ret;
+	}
+
+	if (device->group_fd)
+		argsz += sizeof(__s32);
+
+	reset = calloc_assert(1, argsz);
+	reset->argsz = argsz;
+	if (device->group_fd) {
+		reset->count = 1;
+		reset->group_fds[0] = device->group_fd;
+	}
+
+	ret = ioctl(device->fd, VFIO_DEVICE_PCI_HOT_RESET, reset) ? -errno : 0;
+	free(reset);
+
+	return ret;
+}
+
+bool huge_faults_enabled(void)
+{
+	char mode[64] = {};
+	int fd;
+
+	fd = open("/sys/kernel/mm/transparent_hugepage/enabled", O_RDONLY);
+	if (fd < 0)
+		return false;
+
+	VFIO_ASSERT_GT(read(fd, mode, sizeof(mode) - 1), 0);
+	close(fd);
+
+	return !strstr(mode, "[never]");
+}
+
+void vfio_pci_device_close(struct vfio_pci_device *device)
+{
+	size_t page = getpagesize();
+	int fd, i;
+
+	for (i = 0; i < PCI_STD_NUM_BARS; i++) {
+		struct vfio_pci_bar *bar = &device->bars[i];
+
+		if (!bar->vaddr)
+			continue;
+
+		munmap_bar(bar->vaddr, ALIGN(bar->info.size, page));
+		bar->vaddr = NULL;
+	}
+
+	/* The cleanup closes an fd of this number. */
+	fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	VFIO_ASSERT_GE(fd, 0);
+	VFIO_ASSERT_EQ(dup2(fd, device->fd), device->fd);
+	VFIO_ASSERT_EQ(close(fd), 0);
+}

@@ -1,0 +1,1522 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * BARs exported with pages (VFIO_DMA_BUF_FLAG_ZONE_DEVICE): O_DIRECT between a
+ * block device and the BAR, and the end of it at suspend and revoke.
+ *
+ * $VFIO_SELFTESTS_BLKDEV names a block device that takes PCI P2PDMA pages, NVMe
+ * for one. ITS CONTENTS ARE OVERWRITTEN, as are those of the largest BAR.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+
+#include <linux/align.h>
+#include <linux/compiler.h>
+#include <linux/fs.h>
+#include <linux/kernel.h>
+#include <linux/mman.h>
+#include <linux/pci_regs.h>
+#include <linux/sizes.h>
+#include <linux/stddef.h>
+#include <linux/vfio.h>
+
+/* Needs the definitions of linux/stddef.h. */
+#include <linux/io_uring.h>
+
+#include <libvfio.h>
+#include <libvfio/vfio_pci_dmabuf.h>
+
+#include "kselftest_harness.h"
+
+#define ZONE_DEVICE VFIO_DMA_BUF_FLAG_ZONE_DEVICE
+
+static const char *device_bdf;
+static const char *other_bdf;
+static const char *block_path;
+
+struct odirect_test {
+	struct iommu *iommu;
+	struct vfio_pci_device *device;
+	size_t page;
+
+	/* The largest BAR, and its mapping through the device fd. */
+	int bar;
+	size_t size;
+	void *vaddr;
+
+	/* The block device, opened with O_DIRECT, and a buffer in RAM. */
+	int block;
+	u64 block_size;
+	void *ram;
+};
+
+#define RAM_SIZE SZ_16M
+
+static const char *odirect_test_setup(struct odirect_test *test, bool need_block)
+{
+	test->block = -1;
+	test->page = getpagesize();
+	test->iommu = iommu_init(default_iommu_mode);
+	test->device = vfio_pci_device_init(device_bdf, test->iommu);
+	vfio_pci_cmd_set(test->device, PCI_COMMAND_MEMORY);
+
+	if (!vfio_pci_dmabuf_supported(test->device))
+		return "the kernel cannot revoke dma-bufs";
+	if (need_block && !block_path)
+		return "VFIO_SELFTESTS_BLKDEV is not set";
+
+	test->bar = vfio_pci_largest_bar(test->device);
+	if (test->bar < 0)
+		return "there is no mappable BAR";
+	test->size = test->device->bars[test->bar].info.size;
+	test->vaddr = test->device->bars[test->bar].vaddr;
+
+	if (!vfio_pci_bar_is_memory(test->device, test->bar))
+		return "the largest BAR does not behave like memory";
+	if (test->size < SZ_32M)
+		return "the largest BAR is smaller than 32 MiB";
+
+	test->ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	VFIO_ASSERT_NE(test->ram, MAP_FAILED);
+
+	if (block_path) {
+		test->block = open(block_path, O_RDWR | O_DIRECT);
+		VFIO_ASSERT_GE(test->block, 0, "open(%s) failed\n", block_path);
+		ioctl_assert(test->block, BLKGETSIZE64, &test->block_size);
+		VFIO_ASSERT_GE(test->block_size, SZ_64M,
+			       "%s is smaller than 64 MiB\n", block_path);
+	}
+
+	return NULL;
+}
+
+static void odirect_test_teardown(struct odirect_test *test)
+{
+	if (test->block >= 0)
+		VFIO_ASSERT_EQ(close(test->block), 0);
+	vfio_pci_device_cleanup(test->device);
+	iommu_cleanup(test->iommu);
+}
+
+static int export_pages(struct odirect_test *test, u64 offset, u64 length)
+{
+	return vfio_pci_dmabuf_export(test->device, test->bar, offset, length,
+				      ZONE_DEVICE);
+}
+
+static int try_export_pages(struct odirect_test *test, int bar, u64 offset, u64 length)
+{
+	struct vfio_region_dma_range range = {
+		.offset = offset,
+		.length = length,
+	};
+
+	return __vfio_pci_dmabuf_export(test->device, bar, &range, 1,
+					O_RDWR | O_CLOEXEC, ZONE_DEVICE);
+}
+
+/* Bytes transferred, or -errno. */
+static ssize_t block_read(struct odirect_test *test, void *vaddr, size_t size, off_t at)
+{
+	ssize_t ret = pread(test->block, vaddr, size, at);
+
+	return ret < 0 ? -errno : ret;
+}
+
+static ssize_t block_write(struct odirect_test *test, const void *vaddr, size_t size, off_t at)
+{
+	ssize_t ret = pwrite(test->block, vaddr, size, at);
+
+	return ret < 0 ? -errno : ret;
+}
+
+/* Through RAM, as everybody does. */
+static void block_fill(struct odirect_test *test, size_t size, off_t at, u64 seed)
+{
+	VFIO_ASSERT_LE(size, RAM_SIZE);
+	pattern_fill(test->ram, size, seed);
+	VFIO_ASSERT_EQ(block_write(test, test->ram, size, at), size);
+}
+
+static size_t block_check(struct odirect_test *test, size_t size, off_t at, u64 seed)
+{
+	VFIO_ASSERT_LE(size, RAM_SIZE);
+	memset(test->ram, 0, size);
+	VFIO_ASSERT_EQ(block_read(test, test->ram, size, at), size);
+
+	return pattern_check(test->ram, size, seed);
+}
+
+FIXTURE(odirect) {
+	struct odirect_test t;
+};
+
+FIXTURE_SETUP(odirect)
+{
+	const char *reason = odirect_test_setup(&self->t, false);
+
+	if (reason)
+		SKIP(return, "%s: %s", device_bdf, reason);
+}
+
+FIXTURE_TEARDOWN(odirect)
+{
+	odirect_test_teardown(&self->t);
+}
+
+/* With a block device. */
+FIXTURE(odirect_block) {
+	struct odirect_test t;
+};
+
+FIXTURE_SETUP(odirect_block)
+{
+	const char *reason = odirect_test_setup(&self->t, true);
+
+	if (reason)
+		SKIP(return, "%s: %s", device_bdf, reason);
+}
+
+FIXTURE_TEARDOWN(odirect_block)
+{
+	odirect_test_teardown(&self->t);
+}
+
+/*
+ * Export and mmap
+ */
+TEST_F(odirect, export_errors)
+{
+	struct odirect_test *t = &self->t;
+	struct vfio_region_dma_range two[2] = {
+		{ 0, SZ_2M }, { SZ_4M + SZ_4K, SZ_2M },
+	};
+	int fd, bar;
+
+	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, 0, SZ_4K));
+	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, 0, SZ_1M));
+	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, SZ_4K, SZ_2M));
+	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, SZ_1M, SZ_2M));
+	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, 0, SZ_2M + SZ_4K));
+	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, SZ_2M, SZ_2M - SZ_4K));
+	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, 0, 0));
+	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, t->size, SZ_2M));
+	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, t->size - SZ_2M, SZ_4M));
+	EXPECT_EQ(-EINVAL, __vfio_pci_dmabuf_export(t->device, t->bar, two, 2,
+						    O_RDWR, ZONE_DEVICE));
+	EXPECT_EQ(-EINVAL, __vfio_pci_dmabuf_export(t->device, t->bar, two, 0,
+						    O_RDWR, ZONE_DEVICE));
+	EXPECT_EQ(-EINVAL, __vfio_pci_dmabuf_export(t->device, t->bar, two, 1,
+						    O_RDWR, ZONE_DEVICE | 2));
+	EXPECT_EQ(-ENODEV, try_export_pages(t, VFIO_PCI_ROM_REGION_INDEX, 0, SZ_2M));
+
+	/* A BAR that is too small, with a length that fits and one that does not. */
+	for (bar = 0; bar < PCI_STD_NUM_BARS; bar++) {
+		u64 size = t->device->bars[bar].info.size;
+
+		if (!size || size >= SZ_2M)
+			continue;
+		EXPECT_EQ(-EINVAL, try_export_pages(t, bar, 0, ALIGN(size, t->page)));
+		EXPECT_EQ(-EINVAL, try_export_pages(t, bar, 0, SZ_2M));
+	}
+
+	/* Nothing of it has taken the range. */
+	fd = export_pages(t, 0, SZ_8M);
+	ASSERT_EQ(0, close(fd));
+}
+
+TEST_F(odirect, export_small_bar)
+{
+	struct odirect_test *t = &self->t;
+	struct vfio_region_dma_range range = {};
+	struct vfio_pci_device *other;
+	int bar;
+
+	if (!other_bdf)
+		SKIP(return, "no second device");
+
+	other = vfio_pci_device_init(other_bdf, t->iommu);
+	bar = vfio_pci_largest_bar(other);
+	ASSERT_GE(bar, 0);
+	range.length = other->bars[bar].info.size;
+	if (range.length >= SZ_2M)
+		SKIP(vfio_pci_device_cleanup(other); return, "BAR %d of %s is not small",
+		     bar, other_bdf);
+
+	ASSERT_EQ(-EINVAL, __vfio_pci_dmabuf_export(other, bar, &range, 1, O_RDWR, ZONE_DEVICE));
+	vfio_pci_device_cleanup(other);
+}
+
+/* A page belongs to one page-backed buffer, but to any number of plain ones. */
+TEST_F(odirect, overlap)
+{
+	struct odirect_test *t = &self->t;
+	struct vfio_region_dma_range twice[] = {
+		{ SZ_16M, SZ_4M }, { SZ_16M + SZ_2M, SZ_4M },
+	};
+	struct vfio_region_dma_range second_taken[] = {
+		{ SZ_16M, SZ_4M }, { SZ_4M, SZ_2M },
+	};
+	int a, b, plain;
+	void *vaddr, *pvaddr;
+	u32 value;
+
+	a = export_pages(t, SZ_4M, SZ_4M);
+	EXPECT_EQ(-EBUSY, try_export_pages(t, t->bar, SZ_4M, SZ_4M));
+	EXPECT_EQ(-EBUSY, try_export_pages(t, t->bar, SZ_2M, SZ_4M));
+	EXPECT_EQ(-EBUSY, try_export_pages(t, t->bar, SZ_2M * 3, SZ_4M));
+	EXPECT_EQ(-EBUSY, try_export_pages(t, t->bar, SZ_2M * 3, SZ_2M));
+	EXPECT_EQ(-EBUSY, try_export_pages(t, t->bar, 0, SZ_16M));
+	EXPECT_EQ(-EBUSY, __vfio_pci_dmabuf_export(t->device, t->bar, second_taken,
+						   2, O_RDWR, ZONE_DEVICE));
+	EXPECT_EQ(-EBUSY, __vfio_pci_dmabuf_export(t->device, t->bar, twice, 2,
+						   O_RDWR, ZONE_DEVICE));
+
+	/* Its neighbours are free, and what has failed has taken nothing. */
+	b = export_pages(t, 0, SZ_4M);
+	ASSERT_EQ(0, close(b));
+	b = export_pages(t, SZ_8M, SZ_4M);
+	ASSERT_EQ(0, close(b));
+	b = export_pages(t, SZ_16M, SZ_8M);
+	ASSERT_EQ(0, close(b));
+
+	plain = vfio_pci_dmabuf_export(t->device, t->bar, SZ_2M, SZ_8M, 0);
+	vaddr = mmap_bar(a, SZ_4M, 0, 0);
+	pvaddr = mmap_bar(plain, SZ_8M, 0, 0);
+	WRITE_ONCE(*(u32 *)vaddr, 0x71);
+	ASSERT_EQ(0x71, READ_ONCE(*(u32 *)(pvaddr + SZ_2M)));
+	ASSERT_EQ(0x71, READ_ONCE(*(u32 *)(t->vaddr + SZ_4M)));
+
+	/* As long as the buffer lives, be it only through its mapping. */
+	ASSERT_EQ(0, close(a));
+	EXPECT_EQ(-EBUSY, try_export_pages(t, t->bar, SZ_4M, SZ_4M));
+	ASSERT_EQ(0x71, READ_ONCE(*(u32 *)vaddr));
+	munmap_bar(vaddr, SZ_4M);
+	ASSERT_EQ(0, try_read32(pvaddr + SZ_2M, &value));
+	a = export_pages(t, SZ_4M, SZ_4M);
+	ASSERT_EQ(0, close(a));
+
+	munmap_bar(pvaddr, SZ_8M);
+	ASSERT_EQ(0, close(plain));
+}
+
+/* Closed is free at once; so is revoked, with the old buffer still there. */
+TEST_F_TIMEOUT(odirect, export_again, 120)
+{
+	struct odirect_test *t = &self->t;
+	void *vaddr, *fresh;
+	int fd, again, i;
+	u32 value;
+
+	for (i = 0; i < 20; i++) {
+		fd = export_pages(t, 0, SZ_8M);
+		vaddr = mmap_bar(fd, SZ_8M, 0, 0);
+		ASSERT_EQ(0, try_touch(vaddr, SZ_8M));
+		if (i & 1) {
+			munmap_bar(vaddr, SZ_8M);
+			ASSERT_EQ(0, close(fd));
+		} else {
+			ASSERT_EQ(0, close(fd));
+			munmap_bar(vaddr, SZ_8M);
+		}
+	}
+
+	fd = export_pages(t, 0, SZ_8M);
+	vaddr = mmap_bar(fd, SZ_8M, 0, 0);
+	ASSERT_EQ(0, try_touch(vaddr, SZ_8M));
+	vfio_pci_dmabuf_revoke(t->device, fd);
+
+	again = export_pages(t, 0, SZ_8M);
+	fresh = mmap_bar(again, SZ_8M, 0, 0);
+	ASSERT_EQ(0, try_touch(fresh, SZ_8M));
+	ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
+	munmap_bar(vaddr, SZ_8M);
+	ASSERT_EQ(0, close(fd));
+	ASSERT_EQ(0, try_touch(fresh, SZ_8M));
+	munmap_bar(fresh, SZ_8M);
+	ASSERT_EQ(0, close(again));
+}
+
+/* Same rules for mmap() as for plain buffers. */
+TEST_F(odirect, mmap_errors)
+{
+	struct odirect_test *t = &self->t;
+	const int rw = PROT_READ | PROT_WRITE;
+	int fd = export_pages(t, SZ_2M, SZ_4M);
+
+	EXPECT_EQ(0, mmap_errno(fd, SZ_4M, 0, rw, MAP_SHARED));
+	EXPECT_EQ(0, mmap_errno(fd, SZ_4K, SZ_4M - SZ_4K, rw, MAP_SHARED));
+	EXPECT_EQ(EINVAL, mmap_errno(fd, SZ_4M, 0, rw, MAP_PRIVATE));
+	EXPECT_EQ(EINVAL, mmap_errno(fd, SZ_4M, 0, PROT_READ, MAP_PRIVATE));
+	EXPECT_EQ(EINVAL, mmap_errno(fd, SZ_4M + SZ_4K, 0, rw, MAP_SHARED));
+	EXPECT_EQ(EINVAL, mmap_errno(fd, SZ_4K, SZ_4M, rw, MAP_SHARED));
+	EXPECT_EQ(EINVAL, mmap_errno(fd, SZ_8K, SZ_4M - SZ_4K, rw, MAP_SHARED));
+
+	vfio_pci_dmabuf_revoke(t->device, fd);
+	EXPECT_EQ(ENODEV, mmap_errno(fd, SZ_4M, 0, rw, MAP_SHARED));
+	ASSERT_EQ(0, close(fd));
+}
+
+/* One fault for each 2 MiB, without asking for huge pages. */
+TEST_F(odirect, huge_faults)
+{
+	struct odirect_test *t = &self->t;
+	void *vaddr;
+	u64 faults;
+	int fd;
+
+	if (!huge_faults_enabled())
+		SKIP(return, "transparent huge pages are off");
+	if (t->size < SZ_64M)
+		SKIP(return, "BAR %d is smaller than 64 MiB", t->bar);
+
+	fd = export_pages(t, 0, SZ_64M);
+	vaddr = mmap_bar(fd, SZ_64M, 0, 0);
+	faults = touch_faults(vaddr, SZ_64M);
+	TH_LOG("64 MiB: %lu faults", (unsigned long)faults);
+	ASSERT_GT(faults, 0);
+	ASSERT_LE(faults, 32);
+	munmap_bar(vaddr, SZ_64M);
+	ASSERT_EQ(0, close(fd));
+}
+
+/* Every page is the right one, whatever the alignment of the mapping. */
+TEST_F_TIMEOUT(odirect, ranges, 60)
+{
+	struct vfio_region_dma_range ranges[] = {
+		{ SZ_8M, SZ_4M }, { 0, SZ_2M }, { SZ_2M, SZ_4M }, { SZ_16M, SZ_2M },
+	};
+	size_t skews[] = { 0, SZ_4K, SZ_1M };
+	size_t starts[] = { 0, SZ_4K, SZ_4M - SZ_4K, SZ_1M * 5 };
+	size_t total = SZ_2M * 6, offset;
+	struct odirect_test *t = &self->t;
+	int fd, i, j, r;
+	void *vaddr;
+
+	for (offset = 0; offset < SZ_32M; offset += SZ_4K)
+		WRITE_ONCE(*(u64 *)(t->vaddr + offset), offset | 1);
+
+	fd = __vfio_pci_dmabuf_export(t->device, t->bar, ranges, ARRAY_SIZE(ranges),
+				      O_RDWR, ZONE_DEVICE);
+	ASSERT_GE(fd, 0);
+	ASSERT_EQ(total, lseek(fd, 0, SEEK_END));
+
+	for (i = 0; i < ARRAY_SIZE(starts); i++) {
+		for (j = 0; j < ARRAY_SIZE(skews); j++) {
+			size_t size = total - starts[i], at = starts[i];
+
+			r = 0;
+			while (at >= ranges[r].length)
+				at -= ranges[r++].length;
+
+			vaddr = mmap_bar(fd, size, starts[i], skews[j]);
+			for (offset = 0; offset < size; offset += SZ_4K) {
+				ASSERT_EQ((ranges[r].offset + at) | 1,
+					  READ_ONCE(*(u64 *)(vaddr + offset))) {
+					TH_LOG("start %#zx, skew %#zx, offset %#zx",
+					       starts[i], skews[j], offset);
+				}
+				at += SZ_4K;
+				if (at == ranges[r].length) {
+					at = 0;
+					r++;
+				}
+			}
+			munmap_bar(vaddr, size);
+		}
+	}
+
+	ASSERT_EQ(0, close(fd));
+}
+
+/*
+ * O_DIRECT
+ */
+FIXTURE(odirect_io) {
+	struct odirect_test t;
+};
+
+FIXTURE_VARIANT(odirect_io) {
+	size_t size;
+	size_t offset;
+};
+
+FIXTURE_VARIANT_ADD(odirect_io, size_4k) {
+	.size = SZ_4K,
+};
+
+FIXTURE_VARIANT_ADD(odirect_io, size_64k) {
+	.size = SZ_64K,
+};
+
+FIXTURE_VARIANT_ADD(odirect_io, size_64k_unaligned) {
+	.size = SZ_64K,
+	.offset = SZ_2M - SZ_4K * 3,
+};
+
+FIXTURE_VARIANT_ADD(odirect_io, size_8m) {
+	.size = SZ_8M,
+};
+
+FIXTURE_VARIANT_ADD(odirect_io, size_8m_unaligned) {
+	.size = SZ_8M,
+	.offset = SZ_1M + SZ_4K,
+};
+
+FIXTURE_VARIANT_ADD(odirect_io, size_16m) {
+	.size = SZ_16M,
+	.offset = 0,
+};
+
+FIXTURE_SETUP(odirect_io)
+{
+	const char *reason = odirect_test_setup(&self->t, true);
+
+	if (reason)
+		SKIP(return, "%s: %s", device_bdf, reason);
+}
+
+FIXTURE_TEARDOWN(odirect_io)
+{
+	odirect_test_teardown(&self->t);
+}
+
+/* Both directions, byte by byte, seen from both mappings and from RAM. */
+static void test_io(struct __test_metadata *_metadata, struct odirect_test *t,
+		    size_t size, size_t offset, size_t skew, bool touched)
+{
+	u64 base = SZ_2M, guard = 0x6775617264ULL;
+	size_t length = SZ_16M + SZ_4M;
+	off_t at = SZ_1M + 512 * 3;
+	u64 *before, *after;
+	void *vaddr;
+	int fd;
+
+	fd = export_pages(t, base, length);
+	vaddr = mmap_bar(fd, length, 0, skew);
+	if (touched)
+		ASSERT_EQ(0, try_touch(vaddr, length));
+
+	/* The words next to the target. */
+	before = t->vaddr + base + offset - sizeof(u64);
+	after = t->vaddr + base + offset + size;
+	WRITE_ONCE(*before, guard);
+	WRITE_ONCE(*after, guard);
+
+	/* Block device to BAR. */
+	block_fill(t, size, at, 1);
+	pattern_fill(t->vaddr + base + offset, size, 99);
+	ASSERT_EQ(size, block_read(t, vaddr + offset, size, at));
+	ASSERT_EQ(size, pattern_check(t->vaddr + base + offset, size, 1));
+	ASSERT_EQ(size, pattern_check(vaddr + offset, size, 1));
+	ASSERT_EQ(guard, READ_ONCE(*before));
+	ASSERT_EQ(guard, READ_ONCE(*after));
+
+	/* BAR to block device, written through the buffer's mapping. */
+	pattern_fill(vaddr + offset, size, 2);
+	ASSERT_EQ(size, block_write(t, vaddr + offset, size, at));
+	ASSERT_EQ(size, block_check(t, size, at, 2));
+
+	/* And through the device's. */
+	pattern_fill(t->vaddr + base + offset, size, 3);
+	ASSERT_EQ(size, block_write(t, vaddr + offset, size, at));
+	ASSERT_EQ(size, block_check(t, size, at, 3));
+	ASSERT_EQ(size, pattern_check(vaddr + offset, size, 3));
+
+	vfio_pci_dmabuf_revoke(t->device, fd);
+	ASSERT_EQ(-EFAULT, block_read(t, vaddr + offset, size, at));
+	ASSERT_EQ(-EFAULT, block_write(t, vaddr + offset, size, at));
+	ASSERT_EQ(size, pattern_check(t->vaddr + base + offset, size, 3));
+	ASSERT_EQ(size, block_check(t, size, at, 3));
+
+	munmap_bar(vaddr, length);
+	ASSERT_EQ(0, close(fd));
+}
+
+TEST_F_TIMEOUT(odirect_io, touched, 60)
+{
+	test_io(_metadata, &self->t, variant->size, variant->offset, 0, true);
+}
+
+TEST_F_TIMEOUT(odirect_io, untouched, 60)
+{
+	test_io(_metadata, &self->t, variant->size, variant->offset, 0, false);
+}
+
+/* No PMD fits. */
+TEST_F_TIMEOUT(odirect_io, skewed, 60)
+{
+	test_io(_metadata, &self->t, variant->size, variant->offset, SZ_4K, false);
+}
+
+/* The seam of two ranges in the middle of one transfer. */
+TEST_F_TIMEOUT(odirect_block, io_ranges, 60)
+{
+	struct vfio_region_dma_range ranges[] = {
+		{ SZ_16M, SZ_4M }, { SZ_2M, SZ_2M }, { SZ_8M, SZ_4M },
+	};
+	struct odirect_test *t = &self->t;
+	size_t size = SZ_8M, skip = SZ_1M, done, i;
+	off_t at = 0;
+	void *vaddr;
+	int fd;
+
+	fd = __vfio_pci_dmabuf_export(t->device, t->bar, ranges, ARRAY_SIZE(ranges),
+				      O_RDWR, ZONE_DEVICE);
+	ASSERT_GE(fd, 0);
+	vaddr = mmap_bar(fd, SZ_2M * 5, 0, 0);
+
+	block_fill(t, size, at, 11);
+	ASSERT_EQ(size, block_read(t, vaddr + skip, size, at));
+	ASSERT_EQ(size, pattern_check(vaddr + skip, size, 11));
+
+	/* t->ram still holds what was written to the block device. */
+	for (i = 0, done = 0; i < ARRAY_SIZE(ranges); i++) {
+		size_t first = i ? 0 : skip;
+		size_t length = min_t(size_t, ranges[i].length - first, size - done);
+
+		ASSERT_EQ(0, memcmp(t->vaddr + ranges[i].offset + first,
+				    t->ram + done, length)) {
+			TH_LOG("range %zu", i);
+		}
+		done += length;
+	}
+	ASSERT_EQ(size, done);
+
+	pattern_fill(vaddr + skip, size, 12);
+	ASSERT_EQ(size, block_write(t, vaddr + skip, size, at));
+	ASSERT_EQ(size, block_check(t, size, at, 12));
+
+	vfio_pci_dmabuf_revoke(t->device, fd);
+	munmap_bar(vaddr, SZ_2M * 5);
+	ASSERT_EQ(0, close(fd));
+}
+
+/* Pieces of a page all over the buffer, more of them than a bio holds. */
+TEST_F_TIMEOUT(odirect_block, io_vector, 60)
+{
+	struct odirect_test *t = &self->t;
+	struct iovec iov[1024];
+	size_t size = ARRAY_SIZE(iov) * SZ_4K, i;
+	void *vaddr;
+	int fd;
+
+	fd = export_pages(t, 0, SZ_16M);
+	vaddr = mmap_bar(fd, SZ_16M, 0, 0);
+	for (i = 0; i < ARRAY_SIZE(iov); i++) {
+		iov[i].iov_base = vaddr + (i * 3 + 1) * SZ_4K;
+		iov[i].iov_len = SZ_4K;
+	}
+
+	block_fill(t, size, 0, 21);
+	ASSERT_EQ(size, preadv(t->block, iov, ARRAY_SIZE(iov), 0));
+	for (i = 0; i < ARRAY_SIZE(iov); i++) {
+		ASSERT_EQ(0, memcmp(t->vaddr + (i * 3 + 1) * SZ_4K,
+				    t->ram + i * SZ_4K, SZ_4K)) {
+			TH_LOG("piece %zu", i);
+		}
+	}
+
+	ASSERT_EQ(size, pwritev(t->block, iov, ARRAY_SIZE(iov), SZ_32M));
+	ASSERT_EQ(size, block_check(t, size, SZ_32M, 21));
+
+	vfio_pci_dmabuf_revoke(t->device, fd);
+	munmap_bar(vaddr, SZ_16M);
+	ASSERT_EQ(0, close(fd));
+}
+
+/* The default stays what it was: PFNs, which O_DIRECT cannot take. */
+TEST_F(odirect_block, plain_is_refused)
+{
+	struct odirect_test *t = &self->t;
+	void *vaddr;
+	int fd;
+
+	fd = vfio_pci_dmabuf_export(t->device, t->bar, 0, SZ_4M, 0);
+	vaddr = mmap_bar(fd, SZ_4M, 0, 0);
+	ASSERT_EQ(0, try_touch(vaddr, SZ_4M));
+	ASSERT_EQ(-EFAULT, block_read(t, vaddr, SZ_64K, 0));
+	ASSERT_EQ(-EFAULT, block_write(t, vaddr, SZ_64K, 0));
+	ASSERT_EQ(-EFAULT, block_read(t, t->vaddr, SZ_64K, 0));
+	ASSERT_EQ(-EFAULT, block_write(t, t->vaddr, SZ_64K, 0));
+	munmap_bar(vaddr, SZ_4M);
+	ASSERT_EQ(0, close(fd));
+}
+
+/*
+ * What is done to a mapping must not cost a reference: the revoke would wait
+ * for it for ever.
+ */
+FIXTURE(odirect_split) {
+	struct odirect_test t;
+};
+
+FIXTURE_VARIANT(odirect_split) {
+	void (*split)(struct odirect_test *test, void *vaddr);
+};
+
+#define SPLIT_SIZE SZ_8M
+#define SPLIT_AT (SZ_2M + SZ_64K)
+
+static void split_nothing(struct odirect_test *test, void *vaddr)
+{
+}
+
+static void split_munmap(struct odirect_test *test, void *vaddr)
+{
+	VFIO_ASSERT_EQ(munmap(vaddr + SPLIT_AT, SZ_4K), 0);
+}
+
+static void split_dontneed(struct odirect_test *test, void *vaddr)
+{
+	VFIO_ASSERT_EQ(madvise(vaddr + SPLIT_AT, SZ_4K, MADV_DONTNEED), 0);
+	VFIO_ASSERT_EQ(madvise(vaddr, SZ_2M, MADV_DONTNEED), 0);
+	VFIO_ASSERT_EQ(madvise(vaddr + SZ_4M - SZ_4K, SZ_8K, MADV_DONTNEED), 0);
+}
+
+static void split_dontneed_refault(struct odirect_test *test, void *vaddr)
+{
+	int i;
+
+	for (i = 0; i < 50; i++) {
+		split_dontneed(test, vaddr);
+		VFIO_ASSERT_EQ(try_touch(vaddr, SPLIT_SIZE), 0);
+	}
+}
+
+static void split_mprotect(struct odirect_test *test, void *vaddr)
+{
+	VFIO_ASSERT_EQ(mprotect(vaddr + SPLIT_AT, SZ_4K, PROT_READ), 0);
+	VFIO_ASSERT_EQ(mprotect(vaddr + SZ_4M + SZ_4K, SZ_4K, PROT_NONE), 0);
+}
+
+static void split_mremap(struct odirect_test *test, void *vaddr)
+{
+	void *target = mmap_reserve(SZ_2M, SZ_2M, SZ_4K);
+
+	VFIO_ASSERT_EQ((u64)mremap(vaddr + SPLIT_AT, SZ_2M, SZ_2M,
+				   MREMAP_MAYMOVE | MREMAP_FIXED, target),
+		       (u64)target);
+	VFIO_ASSERT_EQ(try_touch(target, SZ_2M), 0);
+}
+
+static void split_mlock(struct odirect_test *test, void *vaddr)
+{
+	/* Whether it is allowed does not matter here. */
+	if (!mlock(vaddr + SPLIT_AT, SZ_4K))
+		munlock(vaddr + SPLIT_AT, SZ_4K);
+	if (!mlock(vaddr, SPLIT_SIZE))
+		munlock(vaddr, SPLIT_SIZE);
+}
+
+static void split_advice(struct odirect_test *test, void *vaddr)
+{
+	static const int advice[] = {
+		MADV_NOHUGEPAGE, MADV_HUGEPAGE, MADV_COLD, MADV_PAGEOUT, MADV_FREE,
+		MADV_WILLNEED, MADV_COLLAPSE, MADV_POPULATE_READ, MADV_POPULATE_WRITE,
+		MADV_REMOVE, MADV_MERGEABLE, MADV_DONTFORK, MADV_DOFORK,
+	};
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(advice); i++) {
+		madvise(vaddr + SPLIT_AT, SZ_4K, advice[i]);
+		madvise(vaddr, SPLIT_SIZE, advice[i]);
+		VFIO_ASSERT_EQ(try_touch(vaddr, SPLIT_SIZE), 0);
+	}
+}
+
+static void split_fork(struct odirect_test *test, void *vaddr)
+{
+	int status, pid = fork();
+
+	VFIO_ASSERT_GE(pid, 0);
+	if (!pid) {
+		if (try_touch(vaddr, SPLIT_SIZE))
+			_exit(1);
+		if (madvise(vaddr + SPLIT_AT, SZ_4K, MADV_DONTNEED))
+			_exit(2);
+		/* The rest is left to the exit. */
+		_exit(0);
+	}
+	VFIO_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	VFIO_ASSERT_EQ(status, 0);
+}
+
+FIXTURE_VARIANT_ADD(odirect_split, nothing) {
+	.split = split_nothing,
+};
+
+FIXTURE_VARIANT_ADD(odirect_split, munmap) {
+	.split = split_munmap,
+};
+
+FIXTURE_VARIANT_ADD(odirect_split, dontneed) {
+	.split = split_dontneed,
+};
+
+FIXTURE_VARIANT_ADD(odirect_split, dontneed_refault) {
+	.split = split_dontneed_refault,
+};
+
+FIXTURE_VARIANT_ADD(odirect_split, mprotect) {
+	.split = split_mprotect,
+};
+
+FIXTURE_VARIANT_ADD(odirect_split, mremap) {
+	.split = split_mremap,
+};
+
+FIXTURE_VARIANT_ADD(odirect_split, mlock) {
+	.split = split_mlock,
+};
+
+FIXTURE_VARIANT_ADD(odirect_split, advice) {
+	.split = split_advice,
+};
+
+FIXTURE_VARIANT_ADD(odirect_split, fork) {
+	.split = split_fork,
+};
+
+FIXTURE_SETUP(odirect_split)
+{
+	const char *reason = odirect_test_setup(&self->t, false);
+
+	if (reason)
+		SKIP(return, "%s: %s", device_bdf, reason);
+}
+
+FIXTURE_TEARDOWN(odirect_split)
+{
+	odirect_test_teardown(&self->t);
+}
+
+static void test_split(struct __test_metadata *_metadata, struct odirect_test *t,
+		       void (*split)(struct odirect_test *test, void *vaddr), bool suspend)
+{
+	void *vaddr;
+	u32 value;
+	int fd;
+
+	fd = export_pages(t, 0, SPLIT_SIZE);
+	vaddr = mmap_bar(fd, SPLIT_SIZE, 0, 0);
+	ASSERT_EQ(0, try_touch(vaddr, SPLIT_SIZE));
+	split(t, vaddr);
+
+	if (suspend) {
+		vfio_pci_cmd_clear(t->device, PCI_COMMAND_MEMORY);
+		ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
+		vfio_pci_cmd_set(t->device, PCI_COMMAND_MEMORY);
+		ASSERT_EQ(0, try_read32(vaddr, &value));
+		ASSERT_EQ(0, try_read32(vaddr + SPLIT_AT - SZ_4K, &value));
+	}
+
+	/* Hangs if a reference was lost. */
+	vfio_pci_dmabuf_revoke(t->device, fd);
+	ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
+	ASSERT_EQ(SIGBUS, try_read32(vaddr + SPLIT_AT - SZ_4K, &value));
+	munmap_bar(vaddr, SPLIT_SIZE);
+	ASSERT_EQ(0, close(fd));
+
+	/* And nothing is in the way of the next one. */
+	fd = export_pages(t, 0, SPLIT_SIZE);
+	ASSERT_EQ(0, close(fd));
+}
+
+TEST_F(odirect_split, revoke)
+{
+	test_split(_metadata, &self->t, variant->split, false);
+}
+
+TEST_F(odirect_split, suspend)
+{
+	test_split(_metadata, &self->t, variant->split, true);
+}
+
+/* Closing waits for references as well. */
+TEST_F(odirect_split, close)
+{
+	struct odirect_test *t = &self->t;
+	void *vaddr;
+	int fd;
+
+	fd = export_pages(t, 0, SPLIT_SIZE);
+	vaddr = mmap_bar(fd, SPLIT_SIZE, 0, 0);
+	ASSERT_EQ(0, try_touch(vaddr, SPLIT_SIZE));
+	variant->split(t, vaddr);
+
+	if (variant->split == split_mremap)
+		SKIP(return, "one piece of the mapping is out of sight");
+
+	munmap_bar(vaddr, SPLIT_SIZE);
+	ASSERT_EQ(0, close(fd));
+	fd = export_pages(t, 0, SPLIT_SIZE);
+	ASSERT_EQ(0, close(fd));
+}
+
+/*
+ * Nobody but an I/O that asked for such pages gets hold of them.
+ */
+TEST_F(odirect, refused)
+{
+	struct odirect_test *t = &self->t;
+	struct io_uring_params params = {};
+	struct iovec local, remote;
+	int fd, mem, ring, file, pipefd[2];
+	char buf[64];
+	void *vaddr;
+	u32 value;
+
+	fd = export_pages(t, 0, SZ_4M);
+	vaddr = mmap_bar(fd, SZ_4M, 0, 0);
+	ASSERT_EQ(0, try_touch(vaddr, SZ_4M));
+
+	local = (struct iovec) { buf, sizeof(buf) };
+	remote = (struct iovec) { vaddr, sizeof(buf) };
+	EXPECT_EQ(-1, process_vm_readv(getpid(), &local, 1, &remote, 1, 0));
+	TH_LOG("process_vm_readv: %s", strerror(errno));
+	EXPECT_EQ(-1, process_vm_writev(getpid(), &local, 1, &remote, 1, 0));
+	TH_LOG("process_vm_writev: %s", strerror(errno));
+
+	ASSERT_EQ(0, pipe(pipefd));
+	remote.iov_len = SZ_4K;
+	EXPECT_EQ(-1, vmsplice(pipefd[1], &remote, 1, SPLICE_F_NONBLOCK));
+	EXPECT_NE(0, errno);
+	EXPECT_EQ(-1, vmsplice(pipefd[1], &remote, 1, SPLICE_F_NONBLOCK | SPLICE_F_GIFT));
+	TH_LOG("vmsplice: %s", strerror(errno));
+	close(pipefd[0]);
+	close(pipefd[1]);
+
+	mem = open("/proc/self/mem", O_RDWR);
+	ASSERT_GE(mem, 0);
+	EXPECT_GE(0, pread(mem, buf, sizeof(buf), (off_t)(uintptr_t)vaddr));
+	EXPECT_GE(0, pwrite(mem, buf, sizeof(buf), (off_t)(uintptr_t)vaddr));
+	close(mem);
+
+	ring = syscall(__NR_io_uring_setup, 4, &params);
+	if (ring >= 0) {
+		remote.iov_len = SZ_64K;
+		EXPECT_EQ(-1, syscall(__NR_io_uring_register, ring,
+				      IORING_REGISTER_BUFFERS, &remote, 1));
+		TH_LOG("IORING_REGISTER_BUFFERS: %s", strerror(errno));
+		close(ring);
+	} else {
+		TH_LOG("no io_uring: %s", strerror(errno));
+	}
+
+	/* The CPU copies here, which is no more than what user space can do. */
+	file = memfd_create("odirect", 0);
+	ASSERT_GE(file, 0);
+	EXPECT_EQ(SZ_4K, write(file, vaddr, SZ_4K));
+	close(file);
+
+	/* None of it holds a reference. */
+	vfio_pci_dmabuf_revoke(t->device, fd);
+	ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
+	munmap_bar(vaddr, SZ_4M);
+	ASSERT_EQ(0, close(fd));
+}
+
+/* A process that dumps core leaves the BAR out, and no reference behind. */
+TEST_F(odirect, core_dump)
+{
+	struct odirect_test *t = &self->t;
+	int fd, pid, status;
+	void *vaddr;
+
+	fd = export_pages(t, 0, SZ_4M);
+	vaddr = mmap_bar(fd, SZ_4M, 0, 0);
+	ASSERT_EQ(0, try_touch(vaddr, SZ_4M));
+
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		ASSERT_EQ(0, chdir("/tmp"));
+		try_touch(vaddr, SZ_4M);
+		abort();
+	}
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	ASSERT_TRUE(WIFSIGNALED(status));
+	ASSERT_EQ(SIGABRT, WTERMSIG(status));
+
+	vfio_pci_dmabuf_revoke(t->device, fd);
+	munmap_bar(vaddr, SZ_4M);
+	ASSERT_EQ(0, close(fd));
+}
+
+enum {
+	CHILD_READ,
+	CHILD_IO,
+};
+
+struct child_data {
+	struct odirect_test *t;
+	void *vaddr;
+};
+
+static int io_child(void *arg, int what)
+{
+	struct child_data *data = arg;
+	u32 value;
+	int sig;
+
+	if (what == CHILD_IO)
+		return block_read(data->t, data->vaddr, SZ_1M, 0);
+
+	sig = try_read32(data->vaddr, &value);
+	return sig ? -sig : 0;
+}
+
+TEST_F_TIMEOUT(odirect_block, fork, 60)
+{
+	struct odirect_test *t = &self->t;
+	struct child_data data = { .t = t };
+	struct child child;
+	u32 value;
+	int fd;
+
+	block_fill(t, SZ_1M, 0, 31);
+
+	fd = export_pages(t, 0, SZ_4M);
+	data.vaddr = mmap_bar(fd, SZ_4M, 0, 0);
+	ASSERT_EQ(0, try_touch(data.vaddr, SZ_4M));
+	start_child(&child, io_child, &data);
+
+	ASSERT_EQ(0, ask_child(&child, CHILD_READ));
+	ASSERT_EQ(SZ_1M, ask_child(&child, CHILD_IO));
+	ASSERT_EQ(SZ_1M, pattern_check(data.vaddr, SZ_1M, 31));
+
+	vfio_pci_cmd_clear(t->device, PCI_COMMAND_MEMORY);
+	ASSERT_EQ(-SIGBUS, ask_child(&child, CHILD_READ));
+	ASSERT_EQ(-EFAULT, ask_child(&child, CHILD_IO));
+	vfio_pci_cmd_set(t->device, PCI_COMMAND_MEMORY);
+	ASSERT_EQ(SZ_1M, ask_child(&child, CHILD_IO));
+	ASSERT_EQ(0, ask_child(&child, CHILD_READ));
+
+	vfio_pci_dmabuf_revoke(t->device, fd);
+	ASSERT_EQ(-SIGBUS, ask_child(&child, CHILD_READ));
+	ASSERT_EQ(-EFAULT, ask_child(&child, CHILD_IO));
+	ASSERT_EQ(SIGBUS, try_read32(data.vaddr, &value));
+	stop_child(&child);
+
+	munmap_bar(data.vaddr, SZ_4M);
+	ASSERT_EQ(0, close(fd));
+}
+
+/* The device is closed while its memory is mapped and was used for I/O. */
+TEST_F_TIMEOUT(odirect_block, device_close, 60)
+{
+	struct odirect_test *t = &self->t;
+	void *vaddr;
+	u32 value;
+	int fd;
+
+	fd = export_pages(t, 0, SZ_8M);
+	vaddr = mmap_bar(fd, SZ_8M, 0, 0);
+	ASSERT_EQ(SZ_8M, block_read(t, vaddr, SZ_8M, 0));
+
+	vfio_pci_device_close(t->device);
+	ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
+	ASSERT_EQ(-EFAULT, block_read(t, vaddr, SZ_8M, 0));
+	ASSERT_EQ(ENODEV, mmap_errno(fd, SZ_8M, 0, PROT_READ, MAP_SHARED));
+
+	/* The next user of the device can have the same range. */
+	vfio_pci_device_cleanup(t->device);
+	t->device = vfio_pci_device_init(device_bdf, t->iommu);
+	vfio_pci_cmd_set(t->device, PCI_COMMAND_MEMORY);
+	ASSERT_EQ(0, close(export_pages(t, 0, SZ_8M)));
+
+	munmap_bar(vaddr, SZ_8M);
+	ASSERT_EQ(0, close(fd));
+	ASSERT_EQ(0, close(export_pages(t, 0, SZ_8M)));
+}
+
+/*
+ * I/O, mmap() and faults all the time, while the BAR comes and goes.
+ */
+#define STORM_SIZE SZ_8M
+#define STORM_SEED 41
+
+struct storm {
+	struct odirect_test *t;
+	int fd;
+	void *vaddr;
+	bool write;
+	bool stop;
+
+	u64 good;
+	u64 partial;
+	u64 refused;
+	ssize_t unexpected;
+};
+
+static void *io_thread(void *data)
+{
+	struct storm *storm = data;
+	ssize_t ret;
+
+	while (!READ_ONCE(storm->stop)) {
+		if (storm->write)
+			ret = block_write(storm->t, storm->vaddr, STORM_SIZE, SZ_16M);
+		else
+			ret = block_read(storm->t, storm->vaddr, STORM_SIZE, 0);
+
+		if (ret == STORM_SIZE)
+			WRITE_ONCE(storm->good, storm->good + 1);
+		else if (ret == -EFAULT)
+			WRITE_ONCE(storm->refused, storm->refused + 1);
+		else if (ret > 0)
+			WRITE_ONCE(storm->partial, storm->partial + 1);
+		else
+			WRITE_ONCE(storm->unexpected, ret);
+	}
+
+	return NULL;
+}
+
+static void *mmap_thread(void *data)
+{
+	struct storm *storm = data;
+	void *vaddr, *anon;
+	u32 value;
+	int sig;
+
+	while (!READ_ONCE(storm->stop)) {
+		anon = mmap(NULL, SZ_64K, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		vaddr = mmap(NULL, SZ_4M, PROT_READ | PROT_WRITE, MAP_SHARED, storm->fd, 0);
+		if (vaddr == MAP_FAILED) {
+			if (errno == ENODEV)
+				WRITE_ONCE(storm->refused, storm->refused + 1);
+			else
+				WRITE_ONCE(storm->unexpected, -errno);
+		} else {
+			sig = try_read32(vaddr + SZ_2M, &value);
+			if (!sig)
+				WRITE_ONCE(storm->good, storm->good + 1);
+			else if (sig != SIGBUS)
+				WRITE_ONCE(storm->unexpected, sig);
+			munmap(vaddr, SZ_4M);
+		}
+		if (anon != MAP_FAILED)
+			munmap(anon, SZ_64K);
+	}
+
+	return NULL;
+}
+
+FIXTURE(odirect_storm) {
+	struct odirect_test t;
+	const struct vfio_pci_suspend *suspend;
+};
+
+FIXTURE_VARIANT(odirect_storm) {
+	const struct vfio_pci_suspend *suspend;
+};
+
+FIXTURE_VARIANT_ADD(odirect_storm, memory) {
+	.suspend = &vfio_pci_suspend_memory,
+};
+
+FIXTURE_VARIANT_ADD(odirect_storm, d3) {
+	.suspend = &vfio_pci_suspend_d3,
+};
+
+FIXTURE_VARIANT_ADD(odirect_storm, low_power) {
+	.suspend = &vfio_pci_suspend_low_power,
+};
+
+FIXTURE_SETUP(odirect_storm)
+{
+	const char *reason = odirect_test_setup(&self->t, true);
+
+	self->suspend = variant->suspend;
+	if (reason)
+		SKIP(return, "%s: %s", device_bdf, reason);
+	if (!self->suspend->supported(self->t.device))
+		SKIP(return, "%s has no %s", device_bdf, self->suspend->name);
+}
+
+FIXTURE_TEARDOWN(odirect_storm)
+{
+	odirect_test_teardown(&self->t);
+}
+
+/* Quiet first: what is refused when, and what is the same afterwards. */
+TEST_F_TIMEOUT(odirect_storm, calm, 60)
+{
+	struct odirect_test *t = &self->t;
+	void *vaddr;
+	u32 value;
+	int fd;
+
+	block_fill(t, SZ_4M, 0, 51);
+	self->suspend->suspend(t->device);
+	fd = export_pages(t, 0, SZ_4M);
+	vaddr = mmap_bar(fd, SZ_4M, 0, 0);
+	ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
+	ASSERT_EQ(-EFAULT, block_read(t, vaddr, SZ_4M, 0));
+
+	self->suspend->resume(t->device);
+	ASSERT_EQ(SZ_4M, block_read(t, vaddr, SZ_4M, 0));
+	ASSERT_EQ(SZ_4M, pattern_check(vaddr, SZ_4M, 51));
+
+	self->suspend->suspend(t->device);
+	ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
+	ASSERT_EQ(-EFAULT, block_read(t, vaddr, SZ_4M, 0));
+	ASSERT_EQ(-EFAULT, block_write(t, vaddr, SZ_4M, 0));
+	ASSERT_EQ(-EBUSY, try_export_pages(t, t->bar, 0, SZ_4M));
+	self->suspend->resume(t->device);
+	ASSERT_EQ(SZ_4M, pattern_check(vaddr, SZ_4M, 51));
+	ASSERT_EQ(SZ_4M, block_write(t, vaddr, SZ_4M, SZ_4M));
+	ASSERT_EQ(SZ_4M, block_check(t, SZ_4M, SZ_4M, 51));
+
+	self->suspend->suspend(t->device);
+	vfio_pci_dmabuf_revoke(t->device, fd);
+	self->suspend->resume(t->device);
+	ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
+	ASSERT_EQ(-EFAULT, block_read(t, vaddr, SZ_4M, 0));
+	munmap_bar(vaddr, SZ_4M);
+	ASSERT_EQ(0, close(fd));
+}
+
+static void storm(struct __test_metadata *_metadata, struct odirect_test *t,
+		  const struct vfio_pci_suspend *suspend, int rounds)
+{
+	struct storm storms[3] = {};
+	pthread_t threads[3];
+	u64 good, start;
+	void *vaddr;
+	u32 value;
+	int fd, i;
+
+	/* The same bytes on both sides: they stay so whatever is cut short. */
+	block_fill(t, STORM_SIZE, 0, STORM_SEED);
+	block_fill(t, STORM_SIZE, SZ_16M, STORM_SEED);
+	fd = export_pages(t, 0, SZ_16M);
+	vaddr = mmap_bar(fd, SZ_16M, 0, 0);
+	pattern_fill(vaddr, STORM_SIZE, STORM_SEED);
+	pattern_fill(vaddr + STORM_SIZE, STORM_SIZE, STORM_SEED);
+
+	for (i = 0; i < 3; i++) {
+		storms[i].t = t;
+		storms[i].fd = fd;
+		storms[i].vaddr = vaddr + (i == 1 ? STORM_SIZE : 0);
+		storms[i].write = i == 1;
+		ASSERT_EQ(0, pthread_create(&threads[i], NULL,
+					    i == 2 ? mmap_thread : io_thread, &storms[i]));
+	}
+
+	for (i = 0; i < rounds; i++) {
+		/* Every now and then a transfer gets through as a whole. */
+		start = READ_ONCE(storms[i & 1].good);
+		while (i % 10 == 0 && READ_ONCE(storms[i & 1].good) == start)
+			usleep(1000);
+
+		suspend->suspend(t->device);
+		ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
+		ASSERT_EQ(SIGBUS, try_read32(vaddr + STORM_SIZE, &value));
+		usleep(random() % 2000);
+		suspend->resume(t->device);
+		ASSERT_EQ(0, try_read32(vaddr, &value));
+		usleep(random() % 5000);
+	}
+
+	ASSERT_EQ(STORM_SIZE, pattern_check(vaddr, STORM_SIZE, STORM_SEED));
+	ASSERT_EQ(STORM_SIZE, pattern_check(t->vaddr, STORM_SIZE, STORM_SEED));
+
+	vfio_pci_dmabuf_revoke(t->device, fd);
+	ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
+
+	/* From here on the memory is somebody else's. */
+	pattern_fill(t->vaddr, 2 * STORM_SIZE, 77);
+	good = READ_ONCE(storms[0].good);
+	start = READ_ONCE(storms[0].refused);
+	usleep(200000);
+	ASSERT_EQ(2 * STORM_SIZE, pattern_check(t->vaddr, 2 * STORM_SIZE, 77));
+	ASSERT_LE(READ_ONCE(storms[0].good), good + 1);
+	ASSERT_GT(READ_ONCE(storms[0].refused), start);
+
+	for (i = 0; i < 3; i++)
+		WRITE_ONCE(storms[i].stop, true);
+	for (i = 0; i < 3; i++) {
+		ASSERT_EQ(0, pthread_join(threads[i], NULL));
+		TH_LOG("%s: %lu whole, %lu in part, %lu refused",
+		       i == 2 ? "mmap" : i ? "write" : "read",
+		       (unsigned long)storms[i].good, (unsigned long)storms[i].partial,
+		       (unsigned long)storms[i].refused);
+		ASSERT_EQ(0, storms[i].unexpected);
+		ASSERT_GT(storms[i].good, 0);
+		ASSERT_GT(storms[i].refused, 0);
+	}
+
+	/* What has reached the disk was the buffer's, never the next owner's. */
+	ASSERT_EQ(STORM_SIZE, block_check(t, STORM_SIZE, SZ_16M, STORM_SEED));
+	ASSERT_EQ(-EFAULT, block_read(t, vaddr, SZ_64K, 0));
+	ASSERT_EQ(-EFAULT, block_write(t, vaddr, SZ_64K, 0));
+	ASSERT_EQ(ENODEV, mmap_errno(fd, SZ_4K, 0, PROT_READ, MAP_SHARED));
+	munmap_bar(vaddr, SZ_16M);
+	ASSERT_EQ(0, close(fd));
+}
+
+TEST_F_TIMEOUT(odirect_storm, suspend, 240)
+{
+	storm(_metadata, &self->t, self->suspend, 100);
+}
+
+/* The same, with resets. */
+static bool suspend_reset_supported(struct vfio_pci_device *device)
+{
+	return vfio_pci_can_reset(device);
+}
+
+static void suspend_reset(struct vfio_pci_device *device)
+{
+	VFIO_ASSERT_EQ(vfio_pci_any_reset(device), 0);
+	vfio_pci_suspend_memory.suspend(device);
+}
+
+static void resume_reset(struct vfio_pci_device *device)
+{
+	vfio_pci_suspend_memory.resume(device);
+	VFIO_ASSERT_EQ(vfio_pci_any_reset(device), 0);
+}
+
+static const struct vfio_pci_suspend vfio_pci_suspend_reset = {
+	.name = "reset",
+	.supported = suspend_reset_supported,
+	.suspend = suspend_reset,
+	.resume = resume_reset,
+};
+
+TEST_F_TIMEOUT(odirect_block, storm_reset, 240)
+{
+	if (!vfio_pci_suspend_reset.supported(self->t.device))
+		SKIP(return, "%s cannot be reset", device_bdf);
+
+	storm(_metadata, &self->t, &vfio_pci_suspend_reset, 10);
+}
+
+/*
+ * How many pages of the pieces of a read have arrived? One has so as a whole,
+ * or not at all.
+ */
+static int count_arrived(struct __test_metadata *_metadata, struct odirect_test *t,
+			 size_t piece, u64 new, u64 old)
+{
+	size_t offset, at;
+	int arrived = 0;
+
+	for (offset = 0; offset < SZ_16M; offset += piece) {
+		for (at = 0; at < piece / 2; at += SZ_4K) {
+			void *vaddr = t->vaddr + offset + at;
+			u64 words = (offset / 2 + at) / sizeof(u64);
+
+			if (pattern_check(vaddr, SZ_4K, new + words) == SZ_4K) {
+				arrived++;
+				continue;
+			}
+
+			words = (offset + at) / sizeof(u64);
+			ASSERT_EQ(SZ_4K, pattern_check(vaddr, SZ_4K, old + words)) {
+				TH_LOG("half a page at %#zx", offset + at);
+			}
+		}
+	}
+
+	return arrived;
+}
+
+/*
+ * Revoke meets an I/O that holds pins already and has faults before it, as well
+ * as a third thread in mmap(). Over and over, at random moments.
+ */
+struct big_io {
+	struct odirect_test *t;
+	void *vaddr;
+	bool write;
+	ssize_t ret;
+	struct iovec iov[1024];
+};
+
+static void *big_io_thread(void *data)
+{
+	struct big_io *io = data;
+	ssize_t ret;
+
+	if (io->write)
+		ret = pwritev(io->t->block, io->iov, ARRAY_SIZE(io->iov), SZ_16M);
+	else
+		ret = preadv(io->t->block, io->iov, ARRAY_SIZE(io->iov), 0);
+	io->ret = ret < 0 ? -errno : ret;
+
+	return NULL;
+}
+
+TEST_F_TIMEOUT(odirect_block, revoke_in_flight, 240)
+{
+	struct odirect_test *t = &self->t;
+	size_t size = SZ_16M, piece = size / 1024;
+	struct storm mapper = { .t = t };
+	const u64 new = 61, old = 1ULL << 40;
+	u64 whole = 0, part = 0, none = 0, cut = 0;
+	static struct big_io io;
+	pthread_t threads[2];
+	struct timespec delay = {};
+	int round, fd, i, arrived;
+	u32 value;
+	u64 *canary;
+
+	block_fill(t, size, 0, new);
+	block_fill(t, size, SZ_16M, new);
+	srandom(2);
+
+	for (round = 0; round < 60; round++) {
+		fd = export_pages(t, 0, size);
+		io.t = t;
+		io.vaddr = mmap_bar(fd, size, 0, round % 3 ? 0 : SZ_4K);
+		io.write = round & 1;
+		pattern_fill(t->vaddr, size, old);
+
+		/* Each piece is half of what it could be: no two make one. */
+		for (i = 0; i < ARRAY_SIZE(io.iov); i++) {
+			io.iov[i].iov_base = io.vaddr + i * piece;
+			io.iov[i].iov_len = piece / 2;
+		}
+
+		/* Some of it is mapped before, most is not. */
+		for (i = 0; i < 4; i++)
+			ASSERT_EQ(0, try_read32(io.vaddr + random() % 4096 * SZ_4K, &value));
+
+		mapper.fd = fd;
+		WRITE_ONCE(mapper.stop, false);
+		ASSERT_EQ(0, pthread_create(&threads[0], NULL, big_io_thread, &io));
+		ASSERT_EQ(0, pthread_create(&threads[1], NULL, mmap_thread, &mapper));
+
+		delay.tv_nsec = random() % 20000000;
+		nanosleep(&delay, NULL);
+		vfio_pci_dmabuf_revoke(t->device, fd);
+		ASSERT_EQ(SIGBUS, try_read32(io.vaddr, &value));
+
+		/* No DMA comes late. */
+		if (!io.write) {
+			arrived = count_arrived(_metadata, t, piece, new, old);
+			if (arrived && arrived < size / 2 / SZ_4K)
+				cut++;
+		}
+		for (i = 0; i < 1024; i++) {
+			canary = t->vaddr + i * piece;
+			WRITE_ONCE(*canary, 0xca9a51);
+		}
+		ASSERT_EQ(0, pthread_join(threads[0], NULL));
+		WRITE_ONCE(mapper.stop, true);
+		ASSERT_EQ(0, pthread_join(threads[1], NULL));
+		for (i = 0; i < 1024; i++) {
+			canary = t->vaddr + i * piece;
+			ASSERT_EQ(0xca9a51, READ_ONCE(*canary)) {
+				TH_LOG("round %d, piece %d", round, i);
+			}
+		}
+
+		if (io.ret == size / 2) {
+			whole++;
+		} else if (io.ret > 0) {
+			part++;
+		} else {
+			ASSERT_EQ(-EFAULT, io.ret);
+			none++;
+		}
+		ASSERT_EQ(0, mapper.unexpected);
+		munmap_bar(io.vaddr, size);
+		ASSERT_EQ(0, close(fd));
+	}
+
+	TH_LOG("%lu whole, %lu in part, %lu refused; %lu reads were cut in the middle",
+	       (unsigned long)whole, (unsigned long)part, (unsigned long)none,
+	       (unsigned long)cut);
+	ASSERT_GT(part + none, 0);
+}
+
+/* Two threads unmap and fault the same page: the last reference and the first. */
+static void *refault_thread(void *data)
+{
+	struct storm *storm = data;
+	u32 value;
+
+	while (!READ_ONCE(storm->stop)) {
+		if (madvise(storm->vaddr, storm->write ? SZ_4K : SZ_2M, MADV_DONTNEED))
+			WRITE_ONCE(storm->unexpected, -errno);
+		if (try_read32(storm->vaddr, &value))
+			WRITE_ONCE(storm->refused, storm->refused + 1);
+		else
+			WRITE_ONCE(storm->good, storm->good + 1);
+	}
+
+	return NULL;
+}
+
+TEST_F_TIMEOUT(odirect, refault, 120)
+{
+	struct odirect_test *t = &self->t;
+	struct storm storms[3] = {};
+	pthread_t threads[3];
+	void *vaddr, *other;
+	u32 value;
+	int fd, i;
+
+	fd = export_pages(t, 0, SZ_4M);
+	vaddr = mmap_bar(fd, SZ_4M, 0, 0);
+	other = mmap_bar(fd, SZ_4M, 0, SZ_4K);
+
+	for (i = 0; i < 3; i++) {
+		storms[i].vaddr = i == 2 ? other : vaddr;
+		storms[i].write = i;
+		ASSERT_EQ(0, pthread_create(&threads[i], NULL, refault_thread, &storms[i]));
+	}
+
+	for (i = 0; i < 50; i++) {
+		usleep(10000);
+		vfio_pci_cmd_clear(t->device, PCI_COMMAND_MEMORY);
+		ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
+		ASSERT_EQ(SIGBUS, try_read32(other, &value));
+		vfio_pci_cmd_set(t->device, PCI_COMMAND_MEMORY);
+	}
+
+	vfio_pci_dmabuf_revoke(t->device, fd);
+	for (i = 0; i < 3; i++)
+		WRITE_ONCE(storms[i].stop, true);
+	for (i = 0; i < 3; i++) {
+		ASSERT_EQ(0, pthread_join(threads[i], NULL));
+		ASSERT_EQ(0, storms[i].unexpected);
+		ASSERT_GT(storms[i].good, 0);
+	}
+
+	munmap_bar(vaddr, SZ_4M);
+	munmap_bar(other, SZ_4M);
+	ASSERT_EQ(0, close(fd));
+}
+
+int main(int argc, char *argv[])
+{
+	char **bdfs;
+	int nr;
+
+	bdfs = vfio_selftests_get_bdfs(&argc, argv, &nr);
+	device_bdf = bdfs[0];
+	other_bdf = nr > 1 ? bdfs[1] : getenv("VFIO_SELFTESTS_BDF2");
+	block_path = getenv("VFIO_SELFTESTS_BLKDEV");
+
+	return test_harness_run(argc, argv);
+}
