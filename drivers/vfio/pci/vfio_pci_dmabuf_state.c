@@ -199,10 +199,6 @@ vfio_pci_dma_buf_next(struct vfio_pci_core_device *vdev,
 	return buf;
 }
 
-#define vfio_pci_for_each_dma_buf(vdev, buf)			\
-	for (buf = vfio_pci_dma_buf_next(vdev, NULL); buf;	\
-	     buf = vfio_pci_dma_buf_next(vdev, buf))
-
 /* Steps 1 and 2.  Returns the state that the buffer had. */
 static enum vfio_pci_dma_buf_state
 vfio_pci_dma_buf_cut(struct vfio_pci_dma_buf *buf,
@@ -256,14 +252,11 @@ static int vfio_pci_dma_buf_wait(struct vfio_pci_dma_buf *buf, bool intr)
 			return ret;
 	}
 
-	if (!intr) {
+	if (!intr)
 		wait_var_event(&buf->nr_maps, !atomic_read(&buf->nr_maps));
-	} else {
-		ret = wait_var_event_interruptible(&buf->nr_maps,
-					!atomic_read(&buf->nr_maps));
-		if (ret)
-			return ret;
-	}
+	else if (wait_var_event_interruptible(&buf->nr_maps,
+					      !atomic_read(&buf->nr_maps)))
+		return -EINTR;
 
 	if (buf->kind && buf->kind->drain)
 		return buf->kind->drain(buf, intr);
@@ -305,7 +298,7 @@ static int vfio_pci_dma_buf_drain(struct vfio_pci_dma_buf *buf, bool intr)
 static void vfio_pci_dma_bufs_take_back(struct vfio_pci_core_device *vdev,
 					enum vfio_pci_dma_buf_state state)
 {
-	struct vfio_pci_dma_buf *buf;
+	struct vfio_pci_dma_buf *buf = NULL;
 
 	lockdep_assert_held_write(&vdev->memory_lock);
 	might_sleep();
@@ -314,11 +307,11 @@ static void vfio_pci_dma_bufs_take_back(struct vfio_pci_core_device *vdev,
 	vdev->dmabufs_suspended = true;
 	spin_unlock(&vfio_pci_dma_bufs_lock);
 
-	vfio_pci_for_each_dma_buf(vdev, buf)
+	while ((buf = vfio_pci_dma_buf_next(vdev, buf)))
 		vfio_pci_dma_buf_cut(buf, state);
-	vfio_pci_for_each_dma_buf(vdev, buf)
+	while ((buf = vfio_pci_dma_buf_next(vdev, buf)))
 		vfio_pci_dma_buf_notify(buf);
-	vfio_pci_for_each_dma_buf(vdev, buf)
+	while ((buf = vfio_pci_dma_buf_next(vdev, buf)))
 		vfio_pci_dma_buf_drain(buf, false);
 }
 
@@ -346,7 +339,7 @@ void vfio_pci_dma_buf_suspend(struct vfio_pci_core_device *vdev)
  */
 void vfio_pci_dma_buf_resume(struct vfio_pci_core_device *vdev)
 {
-	struct vfio_pci_dma_buf *buf;
+	struct vfio_pci_dma_buf *buf = NULL;
 
 	lockdep_assert_held_write(&vdev->memory_lock);
 
@@ -354,7 +347,7 @@ void vfio_pci_dma_buf_resume(struct vfio_pci_core_device *vdev)
 	vdev->dmabufs_suspended = false;
 	spin_unlock(&vfio_pci_dma_bufs_lock);
 
-	vfio_pci_for_each_dma_buf(vdev, buf) {
+	while ((buf = vfio_pci_dma_buf_next(vdev, buf))) {
 		down_write(&buf->lock);
 		/* SUSPENDED under memory_lock means drained: nobody drains it */
 		if (buf->state == VFIO_PCI_DMA_BUF_SUSPENDED) {

@@ -37,29 +37,36 @@ static struct vfio_pci_dma_buf *buf_of(struct kunit *test, u32 nr_ranges,
 	return buf;
 }
 
-#define EXPECT_PFN(test, buf, pgoff, nr, expected) do {			\
-	unsigned long pfn_ = ~0UL;					\
-									\
-	KUNIT_EXPECT_TRUE(test,						\
-		vfio_pci_dma_buf_lookup(buf, pgoff, nr, &pfn_));	\
-	KUNIT_EXPECT_EQ(test, pfn_, (unsigned long)PHYS_PFN(expected));	\
-} while (0)
+static void expect_pfn(struct kunit *test, struct vfio_pci_dma_buf *buf,
+		       unsigned long pgoff, unsigned long nr, phys_addr_t addr)
+{
+	unsigned long pfn = ~0UL;
 
-#define EXPECT_NO_PFN(test, buf, pgoff, nr) do {			\
-	unsigned long pfn_;						\
-									\
-	KUNIT_EXPECT_FALSE(test,					\
-		vfio_pci_dma_buf_lookup(buf, pgoff, nr, &pfn_));	\
-} while (0)
+	KUNIT_EXPECT_TRUE_MSG(test,
+			      vfio_pci_dma_buf_lookup(buf, pgoff, nr, &pfn),
+			      "%lu pages at %lu", nr, pgoff);
+	KUNIT_EXPECT_EQ_MSG(test, pfn, (unsigned long)PHYS_PFN(addr),
+			    "%lu pages at %lu", nr, pgoff);
+}
+
+static void expect_no_pfn(struct kunit *test, struct vfio_pci_dma_buf *buf,
+			  unsigned long pgoff, unsigned long nr)
+{
+	unsigned long pfn;
+
+	KUNIT_EXPECT_FALSE_MSG(test,
+			       vfio_pci_dma_buf_lookup(buf, pgoff, nr, &pfn),
+			       "%lu pages at %lu", nr, pgoff);
+}
 
 static void lookup_finds_both_ends_of_one_range(struct kunit *test)
 {
 	struct phys_vec vec = { BAR, 8 * PAGE_SIZE };
 	struct vfio_pci_dma_buf *buf = buf_of(test, 1, &vec);
 
-	EXPECT_PFN(test, buf, 0, 1, BAR);
-	EXPECT_PFN(test, buf, 7, 1, BAR + 7 * PAGE_SIZE);
-	EXPECT_PFN(test, buf, 0, 8, BAR);
+	expect_pfn(test, buf, 0, 1, BAR);
+	expect_pfn(test, buf, 7, 1, BAR + 7 * PAGE_SIZE);
+	expect_pfn(test, buf, 0, 8, BAR);
 }
 
 static void lookup_refuses_what_is_past_the_end(struct kunit *test)
@@ -67,11 +74,11 @@ static void lookup_refuses_what_is_past_the_end(struct kunit *test)
 	struct phys_vec vec = { BAR, 8 * PAGE_SIZE };
 	struct vfio_pci_dma_buf *buf = buf_of(test, 1, &vec);
 
-	EXPECT_NO_PFN(test, buf, 8, 1);
-	EXPECT_NO_PFN(test, buf, 7, 2);
-	EXPECT_NO_PFN(test, buf, 0, 9);
-	EXPECT_NO_PFN(test, buf, ULONG_MAX, 1);
-	EXPECT_NO_PFN(test, buf, 1, ULONG_MAX);
+	expect_no_pfn(test, buf, 8, 1);
+	expect_no_pfn(test, buf, 7, 2);
+	expect_no_pfn(test, buf, 0, 9);
+	expect_no_pfn(test, buf, ULONG_MAX, 1);
+	expect_no_pfn(test, buf, 1, ULONG_MAX);
 }
 
 static void ranges_are_concatenated_in_the_order_given(struct kunit *test)
@@ -84,12 +91,12 @@ static void ranges_are_concatenated_in_the_order_given(struct kunit *test)
 	struct vfio_pci_dma_buf *buf = buf_of(test, ARRAY_SIZE(vec), vec);
 
 	KUNIT_EXPECT_EQ(test, buf->nr_ranges, 3);
-	EXPECT_PFN(test, buf, 0, 2, BAR + SZ_1M);
-	EXPECT_PFN(test, buf, 1, 1, BAR + SZ_1M + PAGE_SIZE);
-	EXPECT_PFN(test, buf, 2, 1, BAR);
-	EXPECT_PFN(test, buf, 3, 3, BAR + SZ_64K);
-	EXPECT_PFN(test, buf, 5, 1, BAR + SZ_64K + 2 * PAGE_SIZE);
-	EXPECT_NO_PFN(test, buf, 6, 1);
+	expect_pfn(test, buf, 0, 2, BAR + SZ_1M);
+	expect_pfn(test, buf, 1, 1, BAR + SZ_1M + PAGE_SIZE);
+	expect_pfn(test, buf, 2, 1, BAR);
+	expect_pfn(test, buf, 3, 3, BAR + SZ_64K);
+	expect_pfn(test, buf, 5, 1, BAR + SZ_64K + 2 * PAGE_SIZE);
+	expect_no_pfn(test, buf, 6, 1);
 }
 
 static void lookup_does_not_cross_a_seam(struct kunit *test)
@@ -100,9 +107,9 @@ static void lookup_does_not_cross_a_seam(struct kunit *test)
 	};
 	struct vfio_pci_dma_buf *buf = buf_of(test, ARRAY_SIZE(vec), vec);
 
-	EXPECT_NO_PFN(test, buf, 1, 2);
-	EXPECT_NO_PFN(test, buf, 0, 4);
-	EXPECT_PFN(test, buf, 2, 2, BAR);
+	expect_no_pfn(test, buf, 1, 2);
+	expect_no_pfn(test, buf, 0, 4);
+	expect_pfn(test, buf, 2, 2, BAR);
 }
 
 static void contiguous_neighbours_are_merged(struct kunit *test)
@@ -116,8 +123,8 @@ static void contiguous_neighbours_are_merged(struct kunit *test)
 	struct vfio_pci_dma_buf *buf = buf_of(test, ARRAY_SIZE(vec), vec);
 
 	KUNIT_EXPECT_EQ(test, buf->nr_ranges, 2);
-	EXPECT_PFN(test, buf, 0, (SZ_2M + PAGE_SIZE) >> PAGE_SHIFT, BAR);
-	EXPECT_PFN(test, buf, (SZ_2M + PAGE_SIZE) >> PAGE_SHIFT, 1,
+	expect_pfn(test, buf, 0, (SZ_2M + PAGE_SIZE) >> PAGE_SHIFT, BAR);
+	expect_pfn(test, buf, (SZ_2M + PAGE_SIZE) >> PAGE_SHIFT, 1,
 		   BAR + SZ_8M);
 }
 
@@ -153,13 +160,13 @@ static void lookup_finds_each_of_4096_ranges(struct kunit *test)
 		unsigned long nr = i % 7 + 1;
 		phys_addr_t addr = BAR + (4096 - i) * (u64)SZ_64K;
 
-		EXPECT_PFN(test, buf, pgoff, nr, addr);
-		EXPECT_PFN(test, buf, pgoff + nr - 1, 1,
+		expect_pfn(test, buf, pgoff, nr, addr);
+		expect_pfn(test, buf, pgoff + nr - 1, 1,
 			   addr + (nr - 1) * PAGE_SIZE);
-		EXPECT_NO_PFN(test, buf, pgoff, nr + 1);
+		expect_no_pfn(test, buf, pgoff, nr + 1);
 		pgoff += nr;
 	}
-	EXPECT_NO_PFN(test, buf, pgoff, 1);
+	expect_no_pfn(test, buf, pgoff, 1);
 }
 
 static void only_live_buffers_are_entered(struct kunit *test)
