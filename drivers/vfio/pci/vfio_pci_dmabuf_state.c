@@ -117,10 +117,10 @@ static void vfio_pci_dma_buf_free(struct kref *kref)
 		list_del(&buf->dmabufs_elm);
 	spin_unlock(&vfio_pci_dma_bufs_lock);
 
-	if (vdev)
-		vfio_device_put_registration(&vdev->vdev);
 	if (buf->kind && buf->kind->release)
 		buf->kind->release(buf);
+	if (vdev)
+		vfio_device_put_registration(&vdev->vdev);
 	if (buf->inode)
 		iput(buf->inode);
 	mutex_destroy(&buf->drain_lock);

@@ -9,7 +9,11 @@
 
 #include "vfio_pci_priv.h"
 
+#ifdef CONFIG_PHYS_ADDR_T_64BIT
 #define BAR	0x380000000000ULL
+#else
+#define BAR	0x80000000UL
+#endif
 
 static void put_buf(void *buf)
 {
