@@ -12,7 +12,8 @@
  * a fault or an importer's map, asks the buffer with
  * vfio_pci_dma_buf_try_enter(), never the registers of the device: each event
  * that takes the BAR away comes through vfio_pci_dma_buf_suspend(),
- * vfio_pci_dma_buf_cleanup() or vfio_pci_dma_buf_revoke() first.
+ * vfio_pci_dma_buf_cleanup() or vfio_pci_dma_buf_revoke() first.  Resets that
+ * vfio does not ask for, through sysfs or because of an error, do not.
  *
  * Taking access away has four steps.  They are done for all of a device's
  * buffers before the next one begins, so that the CPUs are cut off at once
@@ -371,6 +372,7 @@ void vfio_pci_dma_buf_cleanup(struct vfio_pci_core_device *vdev)
 	unsigned int nr = 0;
 
 	down_write(&vdev->memory_lock);
+	vdev->bars_open = false;
 	vfio_pci_dma_bufs_take_back(vdev, VFIO_PCI_DMA_BUF_REVOKED);
 
 	spin_lock(&vfio_pci_dma_bufs_lock);

@@ -3,9 +3,9 @@
  * mmap() of the BARs of a device through its device fd.
  *
  * Nothing but the name of a mapping differs between a kernel that can revoke
- * BAR mappings one by one and one that cannot, so all of this runs on both. The
- * contents of the device's BARs are overwritten, unless they do not behave like
- * memory.
+ * BAR mappings one by one and one that cannot, so all of this but maps_name
+ * passes on both. The contents of the device's BARs are overwritten, unless
+ * they do not behave like memory.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -46,10 +46,10 @@ struct bar_test {
 	void *vaddr;
 };
 
-static void bar_test_setup(struct bar_test *test)
+static void bar_test_setup(struct bar_test *test, const char *iommu_mode)
 {
 	test->page = getpagesize();
-	test->iommu = iommu_init(default_iommu_mode);
+	test->iommu = iommu_init(iommu_mode);
 	test->device = vfio_pci_device_init(device_bdf, test->iommu);
 	vfio_pci_cmd_set(test->device, PCI_COMMAND_MEMORY);
 
@@ -100,7 +100,7 @@ FIXTURE(bar_mmap) {
 
 FIXTURE_SETUP(bar_mmap)
 {
-	bar_test_setup(&self->t);
+	bar_test_setup(&self->t, default_iommu_mode);
 	if (self->t.bar < 0)
 		SKIP(return, "No mappable BAR on %s", device_bdf);
 }
@@ -119,7 +119,7 @@ FIXTURE(bar_memory) {
 
 FIXTURE_SETUP(bar_memory)
 {
-	bar_test_setup(&self->t);
+	bar_test_setup(&self->t, default_iommu_mode);
 	if (self->t.bar < 0)
 		SKIP(return, "No mappable BAR on %s", device_bdf);
 	if (!self->t.is_memory)
@@ -595,9 +595,6 @@ TEST_F(bar_mmap, maps_name)
 	FILE *maps;
 	int i;
 
-	if (!vfio_pci_dmabuf_supported(t->device))
-		SKIP(return, "this kernel does not name BAR mappings");
-
 	for (i = 0; i < PCI_STD_NUM_BARS; i++) {
 		if (!t->device->bars[i].vaddr)
 			continue;
@@ -651,7 +648,7 @@ FIXTURE_VARIANT_ADD(bar_suspend, low_power) {
 
 FIXTURE_SETUP(bar_suspend)
 {
-	bar_test_setup(&self->t);
+	bar_test_setup(&self->t, default_iommu_mode);
 	self->suspend = variant->suspend;
 
 	if (self->t.bar < 0)
@@ -842,6 +839,258 @@ TEST_F_TIMEOUT(bar_mmap, reset_storm, 120)
 	WRITE_ONCE(arg.stop, true);
 	ASSERT_EQ(0, pthread_join(thread, NULL));
 	ASSERT_EQ(0, arg.other);
+}
+
+/*
+ * A read of the device stands in the middle of its copy to the user, while the
+ * device is reset and others map the BAR and touch it: no lock that the read
+ * holds may be in their way, nor they, one behind the other, in its.
+ */
+FIXTURE(bar_slow_read) {
+	struct bar_test t;
+	struct absent_memory memory;
+};
+
+FIXTURE_VARIANT(bar_slow_read) {
+	bool config;
+};
+
+FIXTURE_VARIANT_ADD(bar_slow_read, config) {
+	.config = true,
+};
+
+FIXTURE_VARIANT_ADD(bar_slow_read, bar) {
+	.config = false,
+};
+
+FIXTURE_SETUP(bar_slow_read)
+{
+	bar_test_setup(&self->t, default_iommu_mode);
+	if (self->t.bar < 0)
+		SKIP(return, "No mappable BAR on %s", device_bdf);
+	if (!vfio_pci_can_reset(self->t.device))
+		SKIP(return, "%s cannot be reset", device_bdf);
+	if (!absent_memory_init(&self->memory, self->t.page))
+		SKIP(return, "no userfaultfd");
+}
+
+FIXTURE_TEARDOWN(bar_slow_read)
+{
+	absent_memory_cleanup(&self->memory);
+	bar_test_teardown(&self->t);
+}
+
+struct slow_read {
+	int fd;
+	void *vaddr;
+	off_t offset;
+};
+
+static long slow_read(void *data)
+{
+	struct slow_read *read = data;
+
+	return pread(read->fd, read->vaddr, 64, read->offset);
+}
+
+static long slow_read_reset(void *data)
+{
+	return vfio_pci_any_reset(data);
+}
+
+struct slow_read_mapper {
+	struct bar_test *t;
+	bool stop;
+	u64 rounds;
+};
+
+/* Returns the number of mappings whose access ended as it must not. */
+static long slow_read_mapper(void *data)
+{
+	struct slow_read_mapper *mapper = data;
+	struct bar_test *t = mapper->t;
+	long bad = 0;
+	void *vaddr;
+	u32 value;
+	int sig;
+
+	while (!READ_ONCE(mapper->stop)) {
+		vaddr = mmap_bar(t->device->fd, t->page, t->offset, 0);
+		sig = try_read32(vaddr, &value);
+		if (sig && sig != SIGBUS)
+			bad++;
+		munmap_bar(vaddr, t->page);
+		WRITE_ONCE(mapper->rounds, mapper->rounds + 1);
+	}
+
+	return bad;
+}
+
+static bool slow_read_progress(struct slow_read_mapper *mapper)
+{
+	u64 rounds = READ_ONCE(mapper->rounds);
+	int ms = 10000;
+
+	/* One may have begun before, and needed nothing any more. */
+	while (READ_ONCE(mapper->rounds) < rounds + 3) {
+		if (!ms--)
+			return false;
+		usleep(1000);
+	}
+
+	return true;
+}
+
+TEST_F_TIMEOUT(bar_slow_read, reset_and_mmap, 120)
+{
+	struct bar_test *t = &self->t;
+	struct slow_read_mapper mappers[2] = { { .t = t }, { .t = t } };
+	struct job reader, resetter, jobs[2];
+	struct slow_read read = {
+		.fd = t->device->fd,
+		.vaddr = self->memory.vaddr,
+		.offset = variant->config ? REGION(VFIO_PCI_CONFIG_REGION_INDEX) : t->offset,
+	};
+	int i;
+
+	start_job(&reader, slow_read, &read);
+	ASSERT_TRUE(absent_memory_is_awaited(&self->memory, 10000));
+
+	for (i = 0; i < 2; i++)
+		start_job(&jobs[i], slow_read_mapper, &mappers[i]);
+	start_job(&resetter, slow_read_reset, t->device);
+
+	for (i = 0; i < 2; i++)
+		ASSERT_TRUE(slow_read_progress(&mappers[i]));
+	ASSERT_TRUE(job_is_done(&resetter, 30000));
+	ASSERT_EQ(0, finish_job(&resetter));
+	for (i = 0; i < 2; i++)
+		ASSERT_TRUE(slow_read_progress(&mappers[i]));
+
+	/* So does a writer of the lock that resets and reads share. */
+	vfio_pci_cmd_clear(t->device, PCI_COMMAND_MEMORY);
+	vfio_pci_cmd_set(t->device, PCI_COMMAND_MEMORY);
+
+	for (i = 0; i < 2; i++) {
+		ASSERT_TRUE(slow_read_progress(&mappers[i]));
+		WRITE_ONCE(mappers[i].stop, true);
+		ASSERT_TRUE(job_is_done(&jobs[i], 10000));
+		ASSERT_EQ(0, finish_job(&jobs[i]));
+	}
+
+	/* All the time the read was where it was. */
+	ASSERT_FALSE(job_is_done(&reader, 0));
+	absent_memory_supply(&self->memory);
+	ASSERT_TRUE(job_is_done(&reader, 10000));
+	ASSERT_EQ(64, finish_job(&reader));
+	if (variant->config) {
+		ASSERT_EQ(vfio_pci_config_readw(t->device, PCI_VENDOR_ID),
+			  *(u16 *)self->memory.vaddr);
+	}
+}
+
+/*
+ * Two opens of one device, which its group allows: what was mapped through one
+ * of them depends on the device, whichever of them is closed first.
+ */
+FIXTURE(bar_group) {
+	struct bar_test t;
+	int again;
+};
+
+FIXTURE_VARIANT(bar_group) {
+	bool map_second;
+	bool close_second;
+};
+
+FIXTURE_VARIANT_ADD(bar_group, map_1_close_1) {
+	.map_second = false,
+	.close_second = false,
+};
+
+FIXTURE_VARIANT_ADD(bar_group, map_1_close_2) {
+	.map_second = false,
+	.close_second = true,
+};
+
+FIXTURE_VARIANT_ADD(bar_group, map_2_close_1) {
+	.map_second = true,
+	.close_second = false,
+};
+
+FIXTURE_VARIANT_ADD(bar_group, map_2_close_2) {
+	.map_second = true,
+	.close_second = true,
+};
+
+FIXTURE_SETUP(bar_group)
+{
+	if (!vfio_pci_has_group(device_bdf))
+		SKIP(return, "no access by group: a device is opened once");
+
+	bar_test_setup(&self->t, MODE_IOMMUFD_COMPAT_TYPE1V2);
+	if (self->t.bar < 0)
+		SKIP(return, "No mappable BAR on %s", device_bdf);
+	self->again = vfio_pci_group_reopen(self->t.device);
+}
+
+FIXTURE_TEARDOWN(bar_group)
+{
+	bar_test_teardown(&self->t);
+}
+
+TEST_F_TIMEOUT(bar_group, close, 60)
+{
+	struct bar_test *t = &self->t;
+	void *vaddr, *other;
+	u32 value;
+	int fd;
+
+	vaddr = mmap_bar(variant->map_second ? self->again : t->device->fd,
+			 2 * t->page, t->offset, 0);
+	other = mmap_bar(variant->map_second ? t->device->fd : self->again,
+			 t->page, t->offset, 0);
+	ASSERT_EQ(0, try_touch(vaddr, t->page));
+
+	/* What was not touched before is to be found as well. */
+	vfio_pci_group_close_one(t->device, self->again, variant->close_second);
+	ASSERT_EQ(0, try_touch(vaddr, 2 * t->page));
+	ASSERT_EQ(0, try_read32(other, &value));
+
+	vfio_pci_cmd_clear(t->device, PCI_COMMAND_MEMORY);
+	ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
+	ASSERT_EQ(SIGBUS, try_read32(vaddr + t->page, &value));
+	ASSERT_EQ(SIGBUS, try_read32(other, &value));
+	vfio_pci_cmd_set(t->device, PCI_COMMAND_MEMORY);
+	ASSERT_EQ(0, try_touch(vaddr, 2 * t->page));
+	ASSERT_EQ(0, try_read32(other, &value));
+
+	if (vfio_pci_can_reset(t->device)) {
+		ASSERT_EQ(0, vfio_pci_any_reset(t->device));
+		ASSERT_EQ(0, try_touch(vaddr, 2 * t->page));
+	}
+
+	/* The mappings alone keep the device open, any of them does. */
+	vfio_pci_device_close(t->device);
+	munmap_bar(other, t->page);
+	ASSERT_EQ(0, try_touch(vaddr, 2 * t->page));
+	munmap_bar(vaddr, t->page);
+	ASSERT_EQ(0, try_read32(vaddr + t->page, &value));
+
+	fd = vfio_pci_group_reopen(t->device);
+	ASSERT_EQ(t->device->fd, dup2(fd, t->device->fd));
+	vfio_pci_cmd_clear(t->device, PCI_COMMAND_MEMORY);
+	ASSERT_EQ(SIGBUS, try_read32(vaddr + t->page, &value));
+	vfio_pci_cmd_set(t->device, PCI_COMMAND_MEMORY);
+	ASSERT_EQ(0, try_read32(vaddr + t->page, &value));
+	ASSERT_EQ(0, close(fd));
+	vfio_pci_device_close(t->device);
+	munmap_bar(vaddr + t->page, t->page);
+
+	/* And it can be opened by all from the beginning. */
+	fd = vfio_pci_group_reopen(t->device);
+	ASSERT_EQ(0, mmap_errno(fd, t->page, t->offset, PROT_READ, MAP_SHARED));
+	ASSERT_EQ(0, close(fd));
 }
 
 int main(int argc, char *argv[])

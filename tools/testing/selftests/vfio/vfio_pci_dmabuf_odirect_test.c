@@ -6,8 +6,11 @@
  * $VFIO_SELFTESTS_BLKDEV names a block device that takes PCI P2PDMA pages, NVMe
  * for one. ITS CONTENTS ARE OVERWRITTEN, as are those of the largest BAR.
  */
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <link.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -17,6 +20,8 @@
 
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -26,6 +31,7 @@
 #include <linux/fs.h>
 #include <linux/kernel.h>
 #include <linux/mman.h>
+#include <linux/nvme_ioctl.h>
 #include <linux/pci_regs.h>
 #include <linux/sizes.h>
 #include <linux/stddef.h>
@@ -59,6 +65,9 @@ struct odirect_test {
 	int block;
 	u64 block_size;
 	void *ram;
+
+	/* What a split has left elsewhere. */
+	void *moved;
 };
 
 #define RAM_SIZE SZ_16M
@@ -72,7 +81,7 @@ static const char *odirect_test_setup(struct odirect_test *test, bool need_block
 	vfio_pci_cmd_set(test->device, PCI_COMMAND_MEMORY);
 
 	if (!vfio_pci_dmabuf_supported(test->device))
-		return "the kernel cannot revoke dma-bufs";
+		return "the kernel cannot revoke dma-bufs, as announced";
 	if (need_block && !block_path)
 		return "VFIO_SELFTESTS_BLKDEV is not set";
 
@@ -201,16 +210,16 @@ TEST_F(odirect, export_errors)
 {
 	struct odirect_test *t = &self->t;
 	struct vfio_region_dma_range two[2] = {
-		{ 0, SZ_2M }, { SZ_4M + SZ_4K, SZ_2M },
+		{ 0, SZ_2M }, { SZ_4M + t->page, SZ_2M },
 	};
 	int fd, bar;
 
-	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, 0, SZ_4K));
+	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, 0, t->page));
 	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, 0, SZ_1M));
-	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, SZ_4K, SZ_2M));
+	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, t->page, SZ_2M));
 	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, SZ_1M, SZ_2M));
-	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, 0, SZ_2M + SZ_4K));
-	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, SZ_2M, SZ_2M - SZ_4K));
+	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, 0, SZ_2M + t->page));
+	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, SZ_2M, SZ_2M - t->page));
 	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, 0, 0));
 	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, t->size, SZ_2M));
 	EXPECT_EQ(-EINVAL, try_export_pages(t, t->bar, t->size - SZ_2M, SZ_4M));
@@ -357,12 +366,12 @@ TEST_F(odirect, mmap_errors)
 	int fd = export_pages(t, SZ_2M, SZ_4M);
 
 	EXPECT_EQ(0, mmap_errno(fd, SZ_4M, 0, rw, MAP_SHARED));
-	EXPECT_EQ(0, mmap_errno(fd, SZ_4K, SZ_4M - SZ_4K, rw, MAP_SHARED));
+	EXPECT_EQ(0, mmap_errno(fd, t->page, SZ_4M - t->page, rw, MAP_SHARED));
 	EXPECT_EQ(EINVAL, mmap_errno(fd, SZ_4M, 0, rw, MAP_PRIVATE));
 	EXPECT_EQ(EINVAL, mmap_errno(fd, SZ_4M, 0, PROT_READ, MAP_PRIVATE));
-	EXPECT_EQ(EINVAL, mmap_errno(fd, SZ_4M + SZ_4K, 0, rw, MAP_SHARED));
-	EXPECT_EQ(EINVAL, mmap_errno(fd, SZ_4K, SZ_4M, rw, MAP_SHARED));
-	EXPECT_EQ(EINVAL, mmap_errno(fd, SZ_8K, SZ_4M - SZ_4K, rw, MAP_SHARED));
+	EXPECT_EQ(EINVAL, mmap_errno(fd, SZ_4M + t->page, 0, rw, MAP_SHARED));
+	EXPECT_EQ(EINVAL, mmap_errno(fd, t->page, SZ_4M, rw, MAP_SHARED));
+	EXPECT_EQ(EINVAL, mmap_errno(fd, 2 * t->page, SZ_4M - t->page, rw, MAP_SHARED));
 
 	vfio_pci_dmabuf_revoke(t->device, fd);
 	EXPECT_EQ(ENODEV, mmap_errno(fd, SZ_4M, 0, rw, MAP_SHARED));
@@ -398,14 +407,14 @@ TEST_F_TIMEOUT(odirect, ranges, 60)
 	struct vfio_region_dma_range ranges[] = {
 		{ SZ_8M, SZ_4M }, { 0, SZ_2M }, { SZ_2M, SZ_4M }, { SZ_16M, SZ_2M },
 	};
-	size_t skews[] = { 0, SZ_4K, SZ_1M };
-	size_t starts[] = { 0, SZ_4K, SZ_4M - SZ_4K, SZ_1M * 5 };
-	size_t total = SZ_2M * 6, offset;
 	struct odirect_test *t = &self->t;
+	size_t skews[] = { 0, t->page, SZ_1M };
+	size_t starts[] = { 0, t->page, SZ_4M - t->page, SZ_1M * 5 };
+	size_t total = SZ_2M * 6, offset;
 	int fd, i, j, r;
 	void *vaddr;
 
-	for (offset = 0; offset < SZ_32M; offset += SZ_4K)
+	for (offset = 0; offset < SZ_32M; offset += t->page)
 		WRITE_ONCE(*(u64 *)(t->vaddr + offset), offset | 1);
 
 	fd = __vfio_pci_dmabuf_export(t->device, t->bar, ranges, ARRAY_SIZE(ranges),
@@ -422,13 +431,13 @@ TEST_F_TIMEOUT(odirect, ranges, 60)
 				at -= ranges[r++].length;
 
 			vaddr = mmap_bar(fd, size, starts[i], skews[j]);
-			for (offset = 0; offset < size; offset += SZ_4K) {
+			for (offset = 0; offset < size; offset += t->page) {
 				ASSERT_EQ((ranges[r].offset + at) | 1,
 					  READ_ONCE(*(u64 *)(vaddr + offset))) {
 					TH_LOG("start %#zx, skew %#zx, offset %#zx",
 					       starts[i], skews[j], offset);
 				}
-				at += SZ_4K;
+				at += t->page;
 				if (at == ranges[r].length) {
 					at = 0;
 					r++;
@@ -558,7 +567,7 @@ TEST_F_TIMEOUT(odirect_io, untouched, 60)
 /* No PMD fits. */
 TEST_F_TIMEOUT(odirect_io, skewed, 60)
 {
-	test_io(_metadata, &self->t, variant->size, variant->offset, SZ_4K, false);
+	test_io(_metadata, &self->t, variant->size, variant->offset, self->t.page, false);
 }
 
 /* The seam of two ranges in the middle of one transfer. */
@@ -604,7 +613,7 @@ TEST_F_TIMEOUT(odirect_block, io_ranges, 60)
 	ASSERT_EQ(0, close(fd));
 }
 
-/* Pieces of a page all over the buffer, more of them than a bio holds. */
+/* Pieces of 4 KiB all over the buffer, more of them than a bio holds. */
 TEST_F_TIMEOUT(odirect_block, io_vector, 60)
 {
 	struct odirect_test *t = &self->t;
@@ -676,14 +685,16 @@ static void split_nothing(struct odirect_test *test, void *vaddr)
 
 static void split_munmap(struct odirect_test *test, void *vaddr)
 {
-	VFIO_ASSERT_EQ(munmap(vaddr + SPLIT_AT, SZ_4K), 0);
+	VFIO_ASSERT_EQ(munmap(vaddr + SPLIT_AT, test->page), 0);
 }
 
 static void split_dontneed(struct odirect_test *test, void *vaddr)
 {
-	VFIO_ASSERT_EQ(madvise(vaddr + SPLIT_AT, SZ_4K, MADV_DONTNEED), 0);
+	size_t page = test->page;
+
+	VFIO_ASSERT_EQ(madvise(vaddr + SPLIT_AT, page, MADV_DONTNEED), 0);
 	VFIO_ASSERT_EQ(madvise(vaddr, SZ_2M, MADV_DONTNEED), 0);
-	VFIO_ASSERT_EQ(madvise(vaddr + SZ_4M - SZ_4K, SZ_8K, MADV_DONTNEED), 0);
+	VFIO_ASSERT_EQ(madvise(vaddr + SZ_4M - page, 2 * page, MADV_DONTNEED), 0);
 }
 
 static void split_dontneed_refault(struct odirect_test *test, void *vaddr)
@@ -698,25 +709,39 @@ static void split_dontneed_refault(struct odirect_test *test, void *vaddr)
 
 static void split_mprotect(struct odirect_test *test, void *vaddr)
 {
-	VFIO_ASSERT_EQ(mprotect(vaddr + SPLIT_AT, SZ_4K, PROT_READ), 0);
-	VFIO_ASSERT_EQ(mprotect(vaddr + SZ_4M + SZ_4K, SZ_4K, PROT_NONE), 0);
+	size_t page = test->page;
+
+	VFIO_ASSERT_EQ(mprotect(vaddr + SPLIT_AT, page, PROT_READ), 0);
+	VFIO_ASSERT_EQ(mprotect(vaddr + SZ_4M + page, page, PROT_NONE), 0);
 }
 
+/* What has moved away is gone in the end, as what was left behind will be. */
 static void split_mremap(struct odirect_test *test, void *vaddr)
 {
-	void *target = mmap_reserve(SZ_2M, SZ_2M, SZ_4K);
+	void *target = mmap_reserve(SZ_2M, SZ_2M, test->page);
 
 	VFIO_ASSERT_EQ((u64)mremap(vaddr + SPLIT_AT, SZ_2M, SZ_2M,
 				   MREMAP_MAYMOVE | MREMAP_FIXED, target),
 		       (u64)target);
 	VFIO_ASSERT_EQ(try_touch(target, SZ_2M), 0);
+	munmap_bar(target, SZ_2M);
+}
+
+/* What has moved away stays, and is to be found where it is. */
+static void split_mremap_keep(struct odirect_test *test, void *vaddr)
+{
+	test->moved = mmap_reserve(SZ_2M, SZ_2M, test->page);
+	VFIO_ASSERT_EQ((u64)mremap(vaddr + SPLIT_AT, SZ_2M, SZ_2M,
+				   MREMAP_MAYMOVE | MREMAP_FIXED, test->moved),
+		       (u64)test->moved);
+	VFIO_ASSERT_EQ(try_touch(test->moved, SZ_2M), 0);
 }
 
 static void split_mlock(struct odirect_test *test, void *vaddr)
 {
 	/* Whether it is allowed does not matter here. */
-	if (!mlock(vaddr + SPLIT_AT, SZ_4K))
-		munlock(vaddr + SPLIT_AT, SZ_4K);
+	if (!mlock(vaddr + SPLIT_AT, test->page))
+		munlock(vaddr + SPLIT_AT, test->page);
 	if (!mlock(vaddr, SPLIT_SIZE))
 		munlock(vaddr, SPLIT_SIZE);
 }
@@ -731,7 +756,7 @@ static void split_advice(struct odirect_test *test, void *vaddr)
 	int i;
 
 	for (i = 0; i < ARRAY_SIZE(advice); i++) {
-		madvise(vaddr + SPLIT_AT, SZ_4K, advice[i]);
+		madvise(vaddr + SPLIT_AT, test->page, advice[i]);
 		madvise(vaddr, SPLIT_SIZE, advice[i]);
 		VFIO_ASSERT_EQ(try_touch(vaddr, SPLIT_SIZE), 0);
 	}
@@ -745,7 +770,7 @@ static void split_fork(struct odirect_test *test, void *vaddr)
 	if (!pid) {
 		if (try_touch(vaddr, SPLIT_SIZE))
 			_exit(1);
-		if (madvise(vaddr + SPLIT_AT, SZ_4K, MADV_DONTNEED))
+		if (madvise(vaddr + SPLIT_AT, test->page, MADV_DONTNEED))
 			_exit(2);
 		/* The rest is left to the exit. */
 		_exit(0);
@@ -776,6 +801,10 @@ FIXTURE_VARIANT_ADD(odirect_split, mprotect) {
 
 FIXTURE_VARIANT_ADD(odirect_split, mremap) {
 	.split = split_mremap,
+};
+
+FIXTURE_VARIANT_ADD(odirect_split, mremap_keep) {
+	.split = split_mremap_keep,
 };
 
 FIXTURE_VARIANT_ADD(odirect_split, mlock) {
@@ -820,13 +849,19 @@ static void test_split(struct __test_metadata *_metadata, struct odirect_test *t
 		ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
 		vfio_pci_cmd_set(t->device, PCI_COMMAND_MEMORY);
 		ASSERT_EQ(0, try_read32(vaddr, &value));
-		ASSERT_EQ(0, try_read32(vaddr + SPLIT_AT - SZ_4K, &value));
+		ASSERT_EQ(0, try_read32(vaddr + SPLIT_AT - t->page, &value));
+		if (t->moved)
+			ASSERT_EQ(0, try_touch(t->moved, SZ_2M));
 	}
 
 	/* Hangs if a reference was lost. */
 	vfio_pci_dmabuf_revoke(t->device, fd);
 	ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
-	ASSERT_EQ(SIGBUS, try_read32(vaddr + SPLIT_AT - SZ_4K, &value));
+	ASSERT_EQ(SIGBUS, try_read32(vaddr + SPLIT_AT - t->page, &value));
+	if (t->moved) {
+		ASSERT_EQ(SIGBUS, try_read32(t->moved, &value));
+		munmap_bar(t->moved, SZ_2M);
+	}
 	munmap_bar(vaddr, SPLIT_SIZE);
 	ASSERT_EQ(0, close(fd));
 
@@ -857,11 +892,12 @@ TEST_F(odirect_split, close)
 	ASSERT_EQ(0, try_touch(vaddr, SPLIT_SIZE));
 	variant->split(t, vaddr);
 
-	if (variant->split == split_mremap)
-		SKIP(return, "one piece of the mapping is out of sight");
-
 	munmap_bar(vaddr, SPLIT_SIZE);
 	ASSERT_EQ(0, close(fd));
+	if (t->moved) {
+		ASSERT_EQ(-EBUSY, try_export_pages(t, t->bar, 0, SPLIT_SIZE));
+		munmap_bar(t->moved, SZ_2M);
+	}
 	fd = export_pages(t, 0, SPLIT_SIZE);
 	ASSERT_EQ(0, close(fd));
 }
@@ -891,7 +927,7 @@ TEST_F(odirect, refused)
 	TH_LOG("process_vm_writev: %s", strerror(errno));
 
 	ASSERT_EQ(0, pipe(pipefd));
-	remote.iov_len = SZ_4K;
+	remote.iov_len = t->page;
 	EXPECT_EQ(-1, vmsplice(pipefd[1], &remote, 1, SPLICE_F_NONBLOCK));
 	EXPECT_NE(0, errno);
 	EXPECT_EQ(-1, vmsplice(pipefd[1], &remote, 1, SPLICE_F_NONBLOCK | SPLICE_F_GIFT));
@@ -919,7 +955,7 @@ TEST_F(odirect, refused)
 	/* The CPU copies here, which is no more than what user space can do. */
 	file = memfd_create("odirect", 0);
 	ASSERT_GE(file, 0);
-	EXPECT_EQ(SZ_4K, write(file, vaddr, SZ_4K));
+	EXPECT_EQ(t->page, write(file, vaddr, t->page));
 	close(file);
 
 	/* None of it holds a reference. */
@@ -929,31 +965,137 @@ TEST_F(odirect, refused)
 	ASSERT_EQ(0, close(fd));
 }
 
-/* A process that dumps core leaves the BAR out, and no reference behind. */
-TEST_F(odirect, core_dump)
+/*
+ * A process that dumps core leaves the BAR out, and no reference behind. Where
+ * cores go is a setting of the whole system, and put back whatever happens.
+ */
+#define CORE_PATTERN "/proc/sys/kernel/core_pattern"
+
+FIXTURE(odirect_core) {
+	struct odirect_test t;
+	char pattern[256];
+	char dir[64];
+	char core[128];
+};
+
+static void write_file(const char *path, const char *value)
 {
+	int fd = open(path, O_WRONLY);
+
+	VFIO_ASSERT_GE(fd, 0, "open(%s) failed\n", path);
+	VFIO_ASSERT_EQ(write(fd, value, strlen(value)), strlen(value));
+	VFIO_ASSERT_EQ(close(fd), 0);
+}
+
+FIXTURE_SETUP(odirect_core)
+{
+	const char *reason = odirect_test_setup(&self->t, false);
+	ssize_t len;
+	int fd;
+
+	self->dir[0] = '\0';
+	if (reason)
+		SKIP(return, "%s: %s", device_bdf, reason);
+
+	fd = open(CORE_PATTERN, O_RDONLY);
+	if (fd < 0 && errno == ENOENT)
+		SKIP(return, "this kernel dumps no core");
+	ASSERT_GE(fd, 0);
+	len = read(fd, self->pattern, sizeof(self->pattern) - 1);
+	ASSERT_GE(len, 0);
+	self->pattern[len] = '\0';
+	close(fd);
+
+	strcpy(self->dir, "/tmp/vfio_dmabuf_core.XXXXXX");
+	ASSERT_NE(NULL, mkdtemp(self->dir));
+	snprintf_assert(self->core, sizeof(self->core), "%s/core", self->dir);
+	write_file(CORE_PATTERN, self->core);
+}
+
+FIXTURE_TEARDOWN(odirect_core)
+{
+	if (self->dir[0]) {
+		write_file(CORE_PATTERN, self->pattern);
+		unlink(self->core);
+		rmdir(self->dir);
+	}
+	odirect_test_teardown(&self->t);
+}
+
+/* Bytes of the memory at @vaddr that the core file holds, or -1. */
+static ssize_t dumped_size(int core, const void *vaddr)
+{
+	ElfW(Ehdr) ehdr;
+	ElfW(Phdr) phdr;
+	int i;
+
+	VFIO_ASSERT_EQ(pread(core, &ehdr, sizeof(ehdr), 0), sizeof(ehdr));
+	VFIO_ASSERT_EQ(memcmp(ehdr.e_ident, ELFMAG, SELFMAG), 0);
+	VFIO_ASSERT_EQ(ehdr.e_type, ET_CORE);
+
+	for (i = 0; i < ehdr.e_phnum; i++) {
+		VFIO_ASSERT_EQ(pread(core, &phdr, sizeof(phdr),
+				     ehdr.e_phoff + i * sizeof(phdr)),
+			       sizeof(phdr));
+		if (phdr.p_type == PT_LOAD &&
+		    phdr.p_vaddr <= (uintptr_t)vaddr &&
+		    phdr.p_vaddr + phdr.p_memsz > (uintptr_t)vaddr)
+			return phdr.p_filesz;
+	}
+
+	return -1;
+}
+
+TEST_F_TIMEOUT(odirect_core, left_out, 60)
+{
+	const struct rlimit unlimited = { RLIM_INFINITY, RLIM_INFINITY };
+	int fd, pid, status, core, control, marker = 0x1234;
 	struct odirect_test *t = &self->t;
-	int fd, pid, status;
-	void *vaddr;
+	void *vaddr, *dumped;
+	struct stat stat;
 
 	fd = export_pages(t, 0, SZ_4M);
 	vaddr = mmap_bar(fd, SZ_4M, 0, 0);
 	ASSERT_EQ(0, try_touch(vaddr, SZ_4M));
 
+	/* A file that is mapped like the buffer is, and not left out. */
+	control = memfd_create("core", 0);
+	ASSERT_GE(control, 0);
+	ASSERT_EQ(0, ftruncate(control, t->page));
+	dumped = mmap_bar(control, t->page, 0, 0);
+	WRITE_ONCE(*(int *)dumped, marker);
+
 	pid = fork();
 	ASSERT_GE(pid, 0);
 	if (!pid) {
-		ASSERT_EQ(0, chdir("/tmp"));
-		try_touch(vaddr, SZ_4M);
+		/* All kinds of memory, and little of the usual one. */
+		write_file("/proc/self/coredump_filter", "0x1ff");
+		munmap_bar(t->ram, RAM_SIZE);
+		VFIO_ASSERT_EQ(setrlimit(RLIMIT_CORE, &unlimited), 0);
+		VFIO_ASSERT_EQ(try_touch(vaddr, SZ_4M), 0);
 		abort();
 	}
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
 	ASSERT_TRUE(WIFSIGNALED(status));
 	ASSERT_EQ(SIGABRT, WTERMSIG(status));
+	ASSERT_TRUE(WCOREDUMP(status));
+
+	core = open(self->core, O_RDONLY);
+	ASSERT_GE(core, 0);
+	ASSERT_EQ(0, fstat(core, &stat));
+	TH_LOG("a core of %ld KiB", (long)stat.st_size / 1024);
+	ASSERT_EQ(t->page, dumped_size(core, dumped));
+	ASSERT_EQ(0, dumped_size(core, vaddr));
+	ASSERT_EQ(0, dumped_size(core, vaddr + SZ_4M - t->page));
+	ASSERT_EQ(0, dumped_size(core, t->vaddr));
+	ASSERT_LT(stat.st_size, SZ_4M);
+	ASSERT_EQ(0, close(core));
 
 	vfio_pci_dmabuf_revoke(t->device, fd);
 	munmap_bar(vaddr, SZ_4M);
 	ASSERT_EQ(0, close(fd));
+	munmap_bar(dumped, t->page);
+	ASSERT_EQ(0, close(control));
 }
 
 enum {
@@ -1079,8 +1221,8 @@ static void *io_thread(void *data)
 			WRITE_ONCE(storm->refused, storm->refused + 1);
 		else if (ret > 0)
 			WRITE_ONCE(storm->partial, storm->partial + 1);
-		else
-			WRITE_ONCE(storm->unexpected, ret);
+		else	/* Nothing at all is not the end of the device either. */
+			WRITE_ONCE(storm->unexpected, ret ?: -ENODATA);
 	}
 
 	return NULL;
@@ -1266,7 +1408,7 @@ static void storm(struct __test_metadata *_metadata, struct odirect_test *t,
 	ASSERT_EQ(STORM_SIZE, block_check(t, STORM_SIZE, SZ_16M, STORM_SEED));
 	ASSERT_EQ(-EFAULT, block_read(t, vaddr, SZ_64K, 0));
 	ASSERT_EQ(-EFAULT, block_write(t, vaddr, SZ_64K, 0));
-	ASSERT_EQ(ENODEV, mmap_errno(fd, SZ_4K, 0, PROT_READ, MAP_SHARED));
+	ASSERT_EQ(ENODEV, mmap_errno(fd, t->page, 0, PROT_READ, MAP_SHARED));
 	munmap_bar(vaddr, SZ_16M);
 	ASSERT_EQ(0, close(fd));
 }
@@ -1351,6 +1493,15 @@ struct big_io {
 	struct iovec iov[1024];
 };
 
+static u64 milliseconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+
+	return now.tv_sec * 1000ULL + now.tv_nsec / 1000000;
+}
+
 static void *big_io_thread(void *data)
 {
 	struct big_io *io = data;
@@ -1375,7 +1526,9 @@ TEST_F_TIMEOUT(odirect_block, revoke_in_flight, 240)
 	static struct big_io io;
 	pthread_t threads[2];
 	struct timespec delay = {};
+	u64 deadline = milliseconds() + 120000;
 	int round, fd, i, arrived;
+	long longest = 20000000;
 	u32 value;
 	u64 *canary;
 
@@ -1383,10 +1536,11 @@ TEST_F_TIMEOUT(odirect_block, revoke_in_flight, 240)
 	block_fill(t, size, SZ_16M, new);
 	srandom(2);
 
-	for (round = 0; round < 60; round++) {
+	/* It is not over before it has met the one case that matters most. */
+	for (round = 0; round < 60 || (!cut && milliseconds() < deadline); round++) {
 		fd = export_pages(t, 0, size);
 		io.t = t;
-		io.vaddr = mmap_bar(fd, size, 0, round % 3 ? 0 : SZ_4K);
+		io.vaddr = mmap_bar(fd, size, 0, round % 3 ? 0 : t->page);
 		io.write = round & 1;
 		pattern_fill(t->vaddr, size, old);
 
@@ -1398,14 +1552,15 @@ TEST_F_TIMEOUT(odirect_block, revoke_in_flight, 240)
 
 		/* Some of it is mapped before, most is not. */
 		for (i = 0; i < 4; i++)
-			ASSERT_EQ(0, try_read32(io.vaddr + random() % 4096 * SZ_4K, &value));
+			ASSERT_EQ(0, try_read32(io.vaddr + random() % (size / t->page) * t->page,
+						&value));
 
 		mapper.fd = fd;
 		WRITE_ONCE(mapper.stop, false);
 		ASSERT_EQ(0, pthread_create(&threads[0], NULL, big_io_thread, &io));
 		ASSERT_EQ(0, pthread_create(&threads[1], NULL, mmap_thread, &mapper));
 
-		delay.tv_nsec = random() % 20000000;
+		delay.tv_nsec = random() % longest;
 		nanosleep(&delay, NULL);
 		vfio_pci_dmabuf_revoke(t->device, fd);
 		ASSERT_EQ(SIGBUS, try_read32(io.vaddr, &value));
@@ -1430,13 +1585,16 @@ TEST_F_TIMEOUT(odirect_block, revoke_in_flight, 240)
 			}
 		}
 
+		/* Neither too late nor too early: stay where both can be. */
 		if (io.ret == size / 2) {
 			whole++;
+			longest = max(longest - longest / 8, 20000L);
 		} else if (io.ret > 0) {
 			part++;
 		} else {
 			ASSERT_EQ(-EFAULT, io.ret);
 			none++;
+			longest = min(longest + longest / 8, 900000000L);
 		}
 		ASSERT_EQ(0, mapper.unexpected);
 		munmap_bar(io.vaddr, size);
@@ -1447,6 +1605,7 @@ TEST_F_TIMEOUT(odirect_block, revoke_in_flight, 240)
 	       (unsigned long)whole, (unsigned long)part, (unsigned long)none,
 	       (unsigned long)cut);
 	ASSERT_GT(part + none, 0);
+	ASSERT_GT(cut, 0);
 }
 
 /* Two threads unmap and fault the same page: the last reference and the first. */
@@ -1456,7 +1615,8 @@ static void *refault_thread(void *data)
 	u32 value;
 
 	while (!READ_ONCE(storm->stop)) {
-		if (madvise(storm->vaddr, storm->write ? SZ_4K : SZ_2M, MADV_DONTNEED))
+		if (madvise(storm->vaddr, storm->write ? getpagesize() : SZ_2M,
+			    MADV_DONTNEED))
 			WRITE_ONCE(storm->unexpected, -errno);
 		if (try_read32(storm->vaddr, &value))
 			WRITE_ONCE(storm->refused, storm->refused + 1);
@@ -1478,7 +1638,7 @@ TEST_F_TIMEOUT(odirect, refault, 120)
 
 	fd = export_pages(t, 0, SZ_4M);
 	vaddr = mmap_bar(fd, SZ_4M, 0, 0);
-	other = mmap_bar(fd, SZ_4M, 0, SZ_4K);
+	other = mmap_bar(fd, SZ_4M, 0, t->page);
 
 	for (i = 0; i < 3; i++) {
 		storms[i].vaddr = i == 2 ? other : vaddr;
@@ -1506,6 +1666,695 @@ TEST_F_TIMEOUT(odirect, refault, 120)
 	munmap_bar(vaddr, SZ_4M);
 	munmap_bar(other, SZ_4M);
 	ASSERT_EQ(0, close(fd));
+}
+
+/*
+ * A read of the block device that has pinned a page of a buffer, and now waits
+ * for the memory that its second part goes to: a reference that stays for as
+ * long as is wanted, with no I/O that could come to its end.
+ */
+FIXTURE(odirect_held) {
+	struct odirect_test t;
+
+	/* The buffer that is held, and others of the device. */
+	int fd;
+	void *vaddr;
+	int others[2];
+	void *other_vaddrs[2];
+
+	struct absent_memory memory;
+	struct iovec iov[2];
+	struct job reader;
+};
+
+struct held_read {
+	int block;
+	struct iovec *iov;
+};
+
+static long held_read(void *data)
+{
+	struct held_read *read = data;
+	ssize_t ret = preadv(read->block, read->iov, 2, 0);
+
+	return ret < 0 ? -errno : ret;
+}
+
+FIXTURE_SETUP(odirect_held)
+{
+	const char *reason = odirect_test_setup(&self->t, true);
+	struct odirect_test *t = &self->t;
+	static struct held_read read;
+	int ret, i;
+
+	if (reason)
+		SKIP(return, "%s: %s", device_bdf, reason);
+
+	ret = absent_memory_init(&self->memory, t->page);
+	if (ret == -ENOSYS)
+		SKIP(return, "no userfaultfd");
+	ASSERT_EQ(0, ret);
+
+	/* One before it, one behind. */
+	block_fill(t, 2 * t->page, 0, 81);
+	pattern_fill(t->vaddr, SZ_4M, 82);
+	self->others[0] = vfio_pci_dmabuf_export(t->device, t->bar, 0, SZ_8M, 0);
+	self->fd = export_pages(t, 0, SZ_4M);
+	self->others[1] = export_pages(t, SZ_4M, SZ_4M);
+	for (i = 0; i < 2; i++) {
+		self->other_vaddrs[i] = mmap_bar(self->others[i], SZ_4M, 0, 0);
+		ASSERT_EQ(0, try_touch(self->other_vaddrs[i], SZ_2M));
+	}
+
+	self->vaddr = mmap_bar(self->fd, SZ_4M, 0, 0);
+	self->iov[0] = (struct iovec) { self->vaddr, t->page };
+	self->iov[1] = (struct iovec) { self->memory.vaddr, t->page };
+	read.block = t->block;
+	read.iov = self->iov;
+	start_job(&self->reader, held_read, &read);
+	ASSERT_TRUE(absent_memory_is_awaited(&self->memory, 10000));
+}
+
+FIXTURE_TEARDOWN(odirect_held)
+{
+	absent_memory_cleanup(&self->memory);
+	odirect_test_teardown(&self->t);
+}
+
+/* Lets go. What is read then is not asked for, but that nothing else is. */
+static void held_let_go(struct __test_metadata *_metadata,
+			struct absent_memory *memory, struct job *reader)
+{
+	long ret;
+
+	ASSERT_FALSE(job_is_done(reader, 0));
+	absent_memory_supply(memory);
+	ASSERT_TRUE(job_is_done(reader, 10000));
+	ret = finish_job(reader);
+	TH_LOG("the read that held the page: %ld", ret);
+	ASSERT_TRUE(ret > 0 || ret == -EFAULT);
+}
+
+struct held_event {
+	struct vfio_pci_device *device;
+	int fd;
+};
+
+static long held_revoke(void *data)
+{
+	struct held_event *event = data;
+
+	return __vfio_pci_dmabuf_revoke(event->device, event->fd);
+}
+
+static long held_reset(void *data)
+{
+	struct held_event *event = data;
+
+	return vfio_pci_any_reset(event->device);
+}
+
+static long held_memory(void *data)
+{
+	struct held_event *event = data;
+
+	vfio_pci_cmd_clear(event->device, PCI_COMMAND_MEMORY);
+	vfio_pci_cmd_set(event->device, PCI_COMMAND_MEMORY);
+
+	return 0;
+}
+
+/* True once the access is cut; at once if the event does not wait to do so. */
+static bool is_cut(const void *vaddr)
+{
+	int ms = 10000;
+	u32 value;
+
+	while (try_read32(vaddr, &value) != SIGBUS) {
+		if (!ms--)
+			return false;
+		usleep(1000);
+	}
+
+	return true;
+}
+
+/* Interrupted, called again, interrupted, called again. */
+TEST_F_TIMEOUT(odirect_held, revoke_interrupted, 60)
+{
+	struct odirect_test *t = &self->t;
+	struct held_event event = { .device = t->device, .fd = self->fd };
+	struct job revoker;
+	u32 value;
+	int i;
+
+	for (i = 0; i < 3; i++) {
+		start_job(&revoker, held_revoke, &event);
+		ASSERT_TRUE(is_cut(self->vaddr));
+		ASSERT_FALSE(job_is_done(&revoker, 200));
+		ASSERT_EQ(ENODEV, mmap_errno(self->fd, SZ_4M, 0, PROT_READ, MAP_SHARED));
+		ASSERT_EQ(-EBUSY, try_export_pages(t, t->bar, 0, SZ_4M));
+
+		/* Whoever was not interrupted is the one that ends it below. */
+		if (i == 2)
+			break;
+
+		interrupt_job(&revoker);
+		ASSERT_TRUE(job_is_done(&revoker, 10000));
+		ASSERT_EQ(-EINTR, finish_job(&revoker));
+		ASSERT_EQ(SIGBUS, try_read32(self->vaddr, &value));
+		ASSERT_EQ(SIGBUS, try_read32(self->vaddr + SZ_2M, &value));
+		ASSERT_EQ(ENODEV, mmap_errno(self->fd, SZ_4M, 0, PROT_READ, MAP_SHARED));
+		ASSERT_EQ(-EBUSY, try_export_pages(t, t->bar, 0, SZ_4M));
+	}
+
+	held_let_go(_metadata, &self->memory, &self->reader);
+	ASSERT_TRUE(job_is_done(&revoker, 10000));
+	ASSERT_EQ(0, finish_job(&revoker));
+	ASSERT_EQ(-EBADFD, __vfio_pci_dmabuf_revoke(t->device, self->fd));
+	ASSERT_EQ(SIGBUS, try_read32(self->vaddr, &value));
+
+	/* Whatever the read did it has done before; the range is free. */
+	pattern_fill(t->vaddr, SZ_4M, 83);
+	usleep(100000);
+	ASSERT_EQ(SZ_4M, pattern_check(t->vaddr, SZ_4M, 83));
+	ASSERT_EQ(0, close(export_pages(t, 0, SZ_4M)));
+}
+
+/* All of them wait; one of them is interrupted. */
+TEST_F_TIMEOUT(odirect_held, revoke_by_many, 60)
+{
+	struct odirect_test *t = &self->t;
+	struct held_event event = { .device = t->device, .fd = self->fd };
+	struct job revokers[3];
+	int i, done = 0;
+	long ret;
+
+	for (i = 0; i < ARRAY_SIZE(revokers); i++)
+		start_job(&revokers[i], held_revoke, &event);
+	for (i = 0; i < ARRAY_SIZE(revokers); i++)
+		ASSERT_FALSE(job_is_done(&revokers[i], 100));
+
+	interrupt_job(&revokers[1]);
+	ASSERT_TRUE(job_is_done(&revokers[1], 10000));
+	ASSERT_EQ(-EINTR, finish_job(&revokers[1]));
+	ASSERT_FALSE(job_is_done(&revokers[0], 100));
+	ASSERT_FALSE(job_is_done(&revokers[2], 100));
+
+	held_let_go(_metadata, &self->memory, &self->reader);
+	for (i = 0; i < ARRAY_SIZE(revokers); i += 2) {
+		ASSERT_TRUE(job_is_done(&revokers[i], 10000));
+		ret = finish_job(&revokers[i]);
+		ASSERT_TRUE(!ret || ret == -EBADFD);
+		done += !ret;
+	}
+	ASSERT_GE(done, 1);
+}
+
+/*
+ * What another thread does meanwhile, with other buffers of the device and with
+ * its own memory. Returns 0, or the line where something was not as expected.
+ */
+struct held_bystander {
+	struct odirect_test *t;
+	void *held;
+	int *others;
+	void **other_vaddrs;
+
+	/* How an access to a BAR is to end. */
+	int sig;
+
+	/* The line that it has come to. */
+	int at;
+};
+
+#define BYSTANDER_EXPECT(_expected, _seen) do {		\
+	WRITE_ONCE(bystander->at, __LINE__);		\
+	if ((long)(_seen) != (long)(_expected))		\
+		return __LINE__;			\
+} while (0)
+
+static long held_bystander(void *data)
+{
+	struct held_bystander *bystander = data;
+	struct odirect_test *t = bystander->t;
+	off_t bar_offset = t->device->bars[t->bar].info.offset;
+	int fd, i, sig = bystander->sig;
+	void *vaddr;
+	u32 value;
+
+	/* Memory of the process, and the mapping of what is held. */
+	for (i = 0; i < 20; i++) {
+		vaddr = mmap(NULL, SZ_1M, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		BYSTANDER_EXPECT(true, vaddr != MAP_FAILED);
+		BYSTANDER_EXPECT(0, try_touch(vaddr, SZ_1M));
+		BYSTANDER_EXPECT(0, munmap(vaddr, SZ_1M));
+	}
+	BYSTANDER_EXPECT(0, munmap(bystander->held + SZ_2M, SZ_2M));
+	BYSTANDER_EXPECT(SIGBUS, try_read32(bystander->held, &value));
+
+	/* The BAR, and the buffers that were there before. */
+	vaddr = mmap_bar(t->device->fd, SZ_2M, bar_offset, 0);
+	BYSTANDER_EXPECT(sig, try_read32(vaddr, &value));
+	munmap_bar(vaddr, SZ_2M);
+	for (i = 0; i < 2; i++) {
+		vaddr = bystander->other_vaddrs[i];
+		BYSTANDER_EXPECT(sig, try_read32(vaddr, &value));
+		BYSTANDER_EXPECT(sig, try_read32(vaddr + SZ_2M, &value));
+		vaddr = mmap_bar(bystander->others[i], SZ_2M, SZ_2M, 0);
+		BYSTANDER_EXPECT(sig, try_read32(vaddr, &value));
+		munmap_bar(vaddr, SZ_2M);
+	}
+
+	/* New ones, their revoke and their end. */
+	for (i = 0; i < 4; i++) {
+		fd = vfio_pci_dmabuf_export(t->device, t->bar, SZ_16M, SZ_4M,
+					    i & 1 ? ZONE_DEVICE : 0);
+		vaddr = mmap_bar(fd, SZ_4M, 0, 0);
+		BYSTANDER_EXPECT(sig, try_read32(vaddr, &value));
+		if (i & 2) {
+			BYSTANDER_EXPECT(0, __vfio_pci_dmabuf_revoke(t->device, fd));
+			BYSTANDER_EXPECT(SIGBUS, try_read32(vaddr, &value));
+		}
+		munmap_bar(vaddr, SZ_4M);
+		BYSTANDER_EXPECT(0, close(fd));
+	}
+
+	/* The revoke of the old ones. */
+	for (i = 0; i < 2; i++) {
+		fd = bystander->others[i];
+		vaddr = bystander->other_vaddrs[i];
+		BYSTANDER_EXPECT(0, __vfio_pci_dmabuf_revoke(t->device, fd));
+		BYSTANDER_EXPECT(SIGBUS, try_read32(vaddr, &value));
+		munmap_bar(vaddr, SZ_4M);
+		BYSTANDER_EXPECT(0, close(fd));
+	}
+
+	return 0;
+}
+
+static void test_held(struct __test_metadata *_metadata,
+		      struct held_bystander *bystander, void *held, int fd,
+		      struct absent_memory *memory, struct job *reader,
+		      long (*cut)(void *data))
+{
+	struct odirect_test *t = bystander->t;
+	struct held_event event = { .device = t->device, .fd = fd };
+	struct job cutter, other;
+	u32 value;
+
+	bystander->held = held;
+	start_job(&cutter, cut, &event);
+	ASSERT_TRUE(is_cut(held));
+
+	start_job(&other, held_bystander, bystander);
+	ASSERT_TRUE(job_is_done(&other, 20000)) {
+		TH_LOG("stuck at line %d", READ_ONCE(bystander->at));
+	}
+	ASSERT_EQ(0, finish_job(&other));
+	ASSERT_FALSE(job_is_done(&cutter, 200));
+
+	held_let_go(_metadata, memory, reader);
+	ASSERT_TRUE(job_is_done(&cutter, 30000));
+	ASSERT_EQ(0, finish_job(&cutter));
+
+	/* All is as if nobody had waited. */
+	ASSERT_EQ(0, try_touch(t->vaddr, SZ_8M));
+	ASSERT_EQ(cut == held_revoke ? SIGBUS : 0, try_read32(held, &value));
+	ASSERT_EQ(cut == held_revoke ? -EBADFD : 0, __vfio_pci_dmabuf_revoke(t->device, fd));
+	ASSERT_EQ(SIGBUS, try_read32(held, &value));
+	ASSERT_EQ(0, close(export_pages(t, 0, SZ_8M)));
+}
+
+TEST_F_TIMEOUT(odirect_held, bystander_of_revoke, 90)
+{
+	struct held_bystander bystander = {
+		.t = &self->t,
+		.others = self->others,
+		.other_vaddrs = self->other_vaddrs,
+	};
+
+	test_held(_metadata, &bystander, self->vaddr, self->fd, &self->memory,
+		  &self->reader, held_revoke);
+}
+
+TEST_F_TIMEOUT(odirect_held, bystander_of_memory_off, 90)
+{
+	struct held_bystander bystander = {
+		.t = &self->t,
+		.others = self->others,
+		.other_vaddrs = self->other_vaddrs,
+		.sig = SIGBUS,
+	};
+
+	test_held(_metadata, &bystander, self->vaddr, self->fd, &self->memory,
+		  &self->reader, held_memory);
+}
+
+TEST_F_TIMEOUT(odirect_held, bystander_of_reset, 90)
+{
+	struct held_bystander bystander = {
+		.t = &self->t,
+		.others = self->others,
+		.other_vaddrs = self->other_vaddrs,
+		.sig = SIGBUS,
+	};
+
+	if (!vfio_pci_can_reset(self->t.device))
+		SKIP(return, "%s cannot be reset", device_bdf);
+
+	test_held(_metadata, &bystander, self->vaddr, self->fd, &self->memory,
+		  &self->reader, held_reset);
+}
+
+/*
+ * NVMe commands that io_uring passes through. The task that has submitted them
+ * takes the device away without ever looking for their completion, and must not
+ * wait for itself. If it does, it may be beyond a signal's reach: each of these
+ * runs in a process of its own, which is left behind then, along with the
+ * device. That is why they come last.
+ */
+
+/* Few enough that some are in flight when the task leaves the submission. */
+#define PASS_COMMANDS	16
+#define PASS_LENGTH	SZ_128K
+#define PASS_SIZE	(PASS_COMMANDS * PASS_LENGTH)
+#define PASS_ROUNDS	10
+#define PASS_TIMEOUT	60000
+
+struct pass_ring {
+	int fd;
+	struct io_uring_params params;
+	void *rings;
+	size_t rings_size;
+	void *sqes;
+	size_t sqes_size;
+};
+
+static int pass_ring_setup(struct pass_ring *ring, u32 flags)
+{
+	struct io_uring_params *params = &ring->params;
+
+	memset(ring, 0, sizeof(*ring));
+	params->flags = IORING_SETUP_SQE128 | IORING_SETUP_CQE32 | flags;
+	ring->fd = syscall(__NR_io_uring_setup, PASS_COMMANDS, params);
+	if (ring->fd < 0)
+		return -errno;
+
+	VFIO_ASSERT_TRUE(params->features & IORING_FEAT_SINGLE_MMAP);
+	ring->rings_size = max(params->sq_off.array + params->sq_entries * sizeof(u32),
+			       params->cq_off.cqes + params->cq_entries * 32UL);
+	ring->rings = mmap(NULL, ring->rings_size, PROT_READ | PROT_WRITE,
+			   MAP_SHARED, ring->fd, IORING_OFF_SQ_RING);
+	VFIO_ASSERT_NE(ring->rings, MAP_FAILED);
+	ring->sqes_size = params->sq_entries * 128UL;
+	ring->sqes = mmap(NULL, ring->sqes_size, PROT_READ | PROT_WRITE,
+			  MAP_SHARED, ring->fd, IORING_OFF_SQES);
+	VFIO_ASSERT_NE(ring->sqes, MAP_FAILED);
+
+	return 0;
+}
+
+static void pass_ring_cleanup(struct pass_ring *ring)
+{
+	munmap_bar(ring->sqes, ring->sqes_size);
+	munmap_bar(ring->rings, ring->rings_size);
+	VFIO_ASSERT_EQ(close(ring->fd), 0);
+}
+
+/* All reads at once, from the beginning of the block device to @vaddr. */
+static void pass_ring_read(struct pass_ring *ring, struct odirect_test *t,
+			   int generic, void *vaddr)
+{
+	u32 *array = ring->rings + ring->params.sq_off.array;
+	u32 *tail = ring->rings + ring->params.sq_off.tail;
+	int nsid, i, block_size;
+
+	nsid = ioctl(t->block, NVME_IOCTL_ID);
+	VFIO_ASSERT_GT(nsid, 0);
+	ioctl_assert(t->block, BLKSSZGET, &block_size);
+
+	for (i = 0; i < PASS_COMMANDS; i++) {
+		struct io_uring_sqe *sqe = ring->sqes + i * 128;
+		struct nvme_uring_cmd *cmd = (void *)sqe->cmd;
+		u64 lba = (u64)i * PASS_LENGTH / block_size;
+
+		memset(sqe, 0, 128);
+		sqe->opcode = IORING_OP_URING_CMD;
+		sqe->fd = generic;
+		sqe->cmd_op = NVME_URING_CMD_IO;
+		sqe->user_data = i;
+		cmd->opcode = 0x02; /* read */
+		cmd->nsid = nsid;
+		cmd->addr = (uintptr_t)vaddr + i * PASS_LENGTH;
+		cmd->data_len = PASS_LENGTH;
+		cmd->cdw10 = lba;
+		cmd->cdw11 = lba >> 32;
+		cmd->cdw12 = PASS_LENGTH / block_size - 1;
+		array[i] = i;
+	}
+
+	__atomic_store_n(tail, *tail + PASS_COMMANDS, __ATOMIC_RELEASE);
+	VFIO_ASSERT_EQ(syscall(__NR_io_uring_enter, ring->fd, PASS_COMMANDS, 0,
+			       0, NULL, 0), PASS_COMMANDS);
+}
+
+static u32 pass_ring_completions(struct pass_ring *ring)
+{
+	u32 *head = ring->rings + ring->params.cq_off.head;
+	u32 *tail = ring->rings + ring->params.cq_off.tail;
+
+	return __atomic_load_n(tail, __ATOMIC_ACQUIRE) - *head;
+}
+
+/* All of them have done what they were asked for. */
+static void pass_ring_reap(struct pass_ring *ring)
+{
+	u32 *head = ring->rings + ring->params.cq_off.head;
+	u32 *mask = ring->rings + ring->params.cq_off.ring_mask;
+	void *cqes = ring->rings + ring->params.cq_off.cqes;
+	struct io_uring_cqe *cqe;
+	int i;
+
+	while (pass_ring_completions(ring) < PASS_COMMANDS) {
+		if (syscall(__NR_io_uring_enter, ring->fd, 0, PASS_COMMANDS,
+			    IORING_ENTER_GETEVENTS, NULL, 0) < 0)
+			VFIO_ASSERT_EQ(errno, EINTR);
+	}
+
+	for (i = 0; i < PASS_COMMANDS; i++) {
+		cqe = cqes + ((*head + i) & *mask) * 32;
+		VFIO_ASSERT_EQ(cqe->res, 0, "command %d\n", (int)cqe->user_data);
+	}
+	__atomic_store_n(head, *head + PASS_COMMANDS, __ATOMIC_RELEASE);
+}
+
+struct pass_buffer {
+	struct odirect_test *t;
+	int fd;
+	void *vaddr;
+};
+
+static void pass_end_reset(struct pass_buffer *buffer)
+{
+	struct odirect_test *t = buffer->t;
+
+	VFIO_ASSERT_EQ(vfio_pci_any_reset(t->device), 0);
+	VFIO_ASSERT_EQ(try_touch(buffer->vaddr, PASS_SIZE), 0);
+}
+
+static void pass_end_revoke(struct pass_buffer *buffer)
+{
+	struct odirect_test *t = buffer->t;
+	int ret, retries = 10 * PASS_COMMANDS;
+	u32 value;
+
+	/* What io_uring wants of the task can look like a signal. */
+	do {
+		ret = __vfio_pci_dmabuf_revoke(t->device, buffer->fd);
+	} while (ret == -EINTR && retries--);
+	VFIO_ASSERT_EQ(ret, 0);
+	VFIO_ASSERT_EQ(try_read32(buffer->vaddr, &value), SIGBUS);
+}
+
+static void pass_end_close_buffer(struct pass_buffer *buffer)
+{
+	struct odirect_test *t = buffer->t;
+
+	VFIO_ASSERT_EQ(close(buffer->fd), 0);
+	munmap_bar(buffer->vaddr, PASS_SIZE);
+	buffer->fd = export_pages(t, 0, PASS_SIZE);
+	buffer->vaddr = mmap_bar(buffer->fd, PASS_SIZE, 0, 0);
+}
+
+static void pass_end_close_device(struct pass_buffer *buffer)
+{
+	u32 value;
+
+	vfio_pci_device_close(buffer->t->device);
+	VFIO_ASSERT_EQ(try_read32(buffer->vaddr, &value), SIGBUS);
+}
+
+/* Returns an exit status. */
+static int pass_round(const char *generic_path, u32 flags,
+		      void (*end)(struct pass_buffer *buffer), u32 *in_flight)
+{
+	static struct odirect_test test;
+	struct odirect_test *t = &test;
+	struct pass_buffer buffer = { .t = t };
+	struct pass_ring ring;
+	const char *reason;
+	int generic;
+
+	reason = odirect_test_setup(t, true);
+	if (reason) {
+		fprintf(stderr, "%s: %s\n", device_bdf, reason);
+		return KSFT_SKIP;
+	}
+
+	generic = open(generic_path, O_RDWR);
+	VFIO_ASSERT_GE(generic, 0);
+	VFIO_ASSERT_EQ(pass_ring_setup(&ring, flags), 0);
+
+	block_fill(t, PASS_SIZE, 0, 91);
+	buffer.fd = export_pages(t, 0, PASS_SIZE);
+	buffer.vaddr = mmap_bar(buffer.fd, PASS_SIZE, 0, 0);
+	pattern_fill(t->vaddr, PASS_SIZE, 92);
+
+	pass_ring_read(&ring, t, generic, buffer.vaddr);
+	*in_flight += PASS_COMMANDS - pass_ring_completions(&ring);
+	end(&buffer);
+
+	/* What they have read is there by now, and nothing comes late. */
+	if (end != pass_end_close_device) {
+		if (end != pass_end_reset)
+			VFIO_ASSERT_EQ(pattern_check(t->vaddr, PASS_SIZE, 91), PASS_SIZE);
+		pattern_fill(t->vaddr, PASS_SIZE, 93);
+	}
+	pass_ring_reap(&ring);
+	if (end != pass_end_close_device)
+		VFIO_ASSERT_EQ(pattern_check(t->vaddr, PASS_SIZE, 93), PASS_SIZE);
+
+	munmap_bar(buffer.vaddr, PASS_SIZE);
+	VFIO_ASSERT_EQ(close(buffer.fd), 0);
+	pass_ring_cleanup(&ring);
+	VFIO_ASSERT_EQ(close(generic), 0);
+	munmap_bar(t->ram, RAM_SIZE);
+	odirect_test_teardown(t);
+
+	return 0;
+}
+
+FIXTURE(odirect_passthrough) {
+	char generic_path[64];
+};
+
+FIXTURE_VARIANT(odirect_passthrough) {
+	void (*end)(struct pass_buffer *buffer);
+};
+
+FIXTURE_VARIANT_ADD(odirect_passthrough, revoke) {
+	.end = pass_end_revoke,
+};
+
+FIXTURE_VARIANT_ADD(odirect_passthrough, close_buffer) {
+	.end = pass_end_close_buffer,
+};
+
+FIXTURE_VARIANT_ADD(odirect_passthrough, close_device) {
+	.end = pass_end_close_device,
+};
+
+FIXTURE_VARIANT_ADD(odirect_passthrough, reset) {
+	.end = pass_end_reset,
+};
+
+FIXTURE_SETUP(odirect_passthrough)
+{
+	struct pass_ring ring;
+	const char *name;
+	char path[128];
+	int ret;
+
+	if (!block_path)
+		SKIP(return, "VFIO_SELFTESTS_BLKDEV is not set");
+
+	/* /dev/nvme0n1 and /dev/ng0n1 are the same namespace. */
+	name = strrchr(block_path, '/');
+	name = name ? name + 1 : block_path;
+	if (strncmp(name, "nvme", 4))
+		SKIP(return, "%s is not an NVMe namespace", block_path);
+	snprintf_assert(path, sizeof(path), "/sys/block/%s/device/ng%s", name, name + 4);
+	if (access(path, F_OK))
+		SKIP(return, "%s has no generic device", block_path);
+	snprintf_assert(self->generic_path, sizeof(self->generic_path),
+			"/dev/ng%s", name + 4);
+
+	ret = pass_ring_setup(&ring, 0);
+	if (ret == -ENOSYS)
+		SKIP(return, "no io_uring");
+	ASSERT_EQ(0, ret);
+	pass_ring_cleanup(&ring);
+}
+
+FIXTURE_TEARDOWN(odirect_passthrough)
+{
+}
+
+static void test_passthrough(struct __test_metadata *_metadata, const char *generic_path,
+			     u32 flags, void (*end)(struct pass_buffer *buffer))
+{
+	int pid, status, gone, round, ret;
+	u64 deadline;
+	u32 in_flight = 0;
+
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		for (round = 0; round < PASS_ROUNDS; round++) {
+			ret = pass_round(generic_path, flags, end, &in_flight);
+			if (ret)
+				_exit(ret);
+		}
+		/* Else it was no test. */
+		VFIO_ASSERT_GT(in_flight, 0);
+		_exit(0);
+	}
+
+	deadline = milliseconds() + PASS_TIMEOUT;
+	while (!(gone = waitpid(pid, &status, WNOHANG)) && milliseconds() < deadline)
+		usleep(10000);
+
+	if (!gone) {
+		kill(pid, SIGKILL);
+		deadline = milliseconds() + 3000;
+		while (!(gone = waitpid(pid, &status, WNOHANG)) && milliseconds() < deadline)
+			usleep(10000);
+		TH_LOG("hangs: process %d %s", pid, gone ? "was killed" :
+		       "cannot be killed, and is left behind with the device");
+		ASSERT_TRUE(false);
+	}
+
+	ASSERT_EQ(pid, gone);
+	ASSERT_TRUE(WIFEXITED(status));
+	if (WEXITSTATUS(status) == KSFT_SKIP)
+		SKIP(return, "%s cannot be tested", device_bdf);
+	ASSERT_EQ(0, WEXITSTATUS(status));
+}
+
+/* Completions come to the task whenever it leaves the kernel ... */
+TEST_F_TIMEOUT(odirect_passthrough, ring, 120)
+{
+	test_passthrough(_metadata, self->generic_path, 0, variant->end);
+}
+
+/* ... or only when it asks for them. */
+TEST_F_TIMEOUT(odirect_passthrough, ring_deferred, 120)
+{
+	test_passthrough(_metadata, self->generic_path,
+			 IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SINGLE_ISSUER,
+			 variant->end);
 }
 
 int main(int argc, char *argv[])

@@ -59,17 +59,17 @@ static void dmabuf_test_open(struct dmabuf_test *test)
 	test->vaddr = test->device->bars[test->bar].vaddr;
 }
 
-static const char *dmabuf_test_setup(struct dmabuf_test *test, bool need_revoke)
+static const char *dmabuf_test_setup(struct dmabuf_test *test,
+				     const char *iommu_mode, bool need_revoke)
 {
 	test->page = getpagesize();
-	test->iommu = iommu_init(default_iommu_mode);
+	test->iommu = iommu_init(iommu_mode);
 	dmabuf_test_open(test);
 
-	if (!vfio_device_has_feature(test->device, VFIO_DEVICE_FEATURE_GET,
-				     VFIO_DEVICE_FEATURE_DMA_BUF))
-		return "the kernel cannot export dma-bufs";
+	if (!vfio_pci_dmabuf_exported(test->device))
+		return "the kernel cannot export dma-bufs, as announced";
 	if (need_revoke && !vfio_pci_dmabuf_supported(test->device))
-		return "the kernel cannot revoke dma-bufs";
+		return "the kernel cannot revoke dma-bufs, as announced";
 	if (test->bar < 0)
 		return "there is no mappable BAR";
 	if (!vfio_pci_bar_is_memory(test->device, test->bar))
@@ -159,13 +159,64 @@ static int count_fds(void)
 	return count;
 }
 
+/*
+ * The features are there. Or they were announced to be missing; then each
+ * question is answered in the same way, and nothing else is tested.
+ */
+FIXTURE(dmabuf_feature) {
+	struct dmabuf_test t;
+};
+
+FIXTURE_SETUP(dmabuf_feature)
+{
+	self->t.page = getpagesize();
+	self->t.iommu = iommu_init(default_iommu_mode);
+	dmabuf_test_open(&self->t);
+}
+
+FIXTURE_TEARDOWN(dmabuf_feature)
+{
+	dmabuf_test_teardown(&self->t);
+}
+
+TEST_F(dmabuf_feature, present)
+{
+	struct dmabuf_test *t = &self->t;
+	int bar = t->bar < 0 ? 0 : t->bar;
+	struct vfio_region_dma_range range = { 0, t->page };
+	bool exported = vfio_pci_dmabuf_exported(t->device);
+	bool supported = vfio_pci_dmabuf_supported(t->device);
+	struct vfio_device_feature_dma_buf_revoke revoke = {};
+	const u32 ops[] = { VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_SET };
+	u32 flags;
+	int i;
+
+	if (!exported) {
+		EXPECT_EQ(-ENOTTY, __vfio_pci_dmabuf_export(t->device, bar, &range, 1, O_RDWR, 0));
+		EXPECT_EQ(-ENOTTY, __vfio_pci_dmabuf_export(t->device, bar, &range, 1, O_RDWR,
+							    VFIO_DMA_BUF_FLAG_ZONE_DEVICE));
+		EXPECT_EQ(-ENOTTY, __vfio_pci_dmabuf_export(t->device, ~0U, &range, 0, 0, ~0U));
+	}
+
+	for (i = 0; i < ARRAY_SIZE(ops) && !supported; i++) {
+		flags = ops[i] | VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE;
+		EXPECT_EQ(-ENOTTY, __vfio_device_feature(t->device->fd, flags, &revoke,
+							 sizeof(revoke)));
+		flags |= VFIO_DEVICE_FEATURE_PROBE;
+		EXPECT_EQ(-ENOTTY, __vfio_device_feature(t->device->fd, flags, NULL, 0));
+	}
+
+	if (exported && t->bar >= 0 && t->size >= t->page)
+		ASSERT_EQ(0, close(dmabuf_export(t, 0, t->page)));
+}
+
 FIXTURE(dmabuf) {
 	struct dmabuf_test t;
 };
 
 FIXTURE_SETUP(dmabuf)
 {
-	const char *reason = dmabuf_test_setup(&self->t, true);
+	const char *reason = dmabuf_test_setup(&self->t, default_iommu_mode, true);
 
 	if (reason)
 		SKIP(return, "%s: %s", device_bdf, reason);
@@ -260,14 +311,15 @@ static void test_ranges(struct __test_metadata *_metadata, struct dmabuf_test *t
 TEST_F(dmabuf, ranges)
 {
 	struct dmabuf_test *t = &self->t;
+	const u64 page = t->page;
 	const struct vfio_region_dma_range unordered[] = {
-		{ SZ_4M, SZ_4K }, { 0, SZ_64K }, { SZ_8M, SZ_2M }, { SZ_1M, SZ_4K * 3 },
+		{ SZ_4M, page }, { 0, SZ_64K }, { SZ_8M, SZ_2M }, { SZ_1M, page * 3 },
 	};
 	const struct vfio_region_dma_range overlapping[] = {
-		{ 0, SZ_4M }, { SZ_2M, SZ_4M }, { 0, SZ_4M }, { SZ_2M + SZ_4K, SZ_4M },
+		{ 0, SZ_4M }, { SZ_2M, SZ_4M }, { 0, SZ_4M }, { SZ_2M + page, SZ_4M },
 	};
 	const struct vfio_region_dma_range adjacent[] = {
-		{ 0, SZ_1M }, { SZ_1M, SZ_2M }, { SZ_1M * 3, SZ_4K }, { SZ_1M * 3 + SZ_4K, SZ_4M },
+		{ 0, SZ_1M }, { SZ_1M, SZ_2M }, { SZ_1M * 3, page }, { SZ_1M * 3 + page, SZ_4M },
 	};
 	const struct vfio_region_dma_range holes[] = {
 		{ 0, SZ_1M * 3 }, { SZ_8M, SZ_1M * 3 }, { SZ_1M * 3, SZ_1M * 3 },
@@ -276,10 +328,10 @@ TEST_F(dmabuf, ranges)
 		{ SZ_2M * 3, SZ_2M }, { SZ_2M * 2, SZ_2M }, { SZ_2M, SZ_2M }, { 0, SZ_2M },
 	};
 	const struct vfio_region_dma_range unaligned[] = {
-		{ SZ_4K, SZ_8M },
+		{ page, SZ_8M },
 	};
 	const struct vfio_region_dma_range single[] = {
-		{ SZ_8M + SZ_4K, SZ_4K },
+		{ SZ_8M + page, page },
 	};
 
 	tag_pages(t, SZ_16M);
@@ -373,8 +425,9 @@ TEST_F(dmabuf, huge_faults)
 /* The seam of two ranges that are neighbours in the BAR is none. */
 TEST_F(dmabuf, huge_fault_across_seam)
 {
+	const u64 page = getpagesize();
 	const struct vfio_region_dma_range seam[] = {
-		{ 0, SZ_1M * 3 }, { SZ_1M * 3, SZ_4K }, { SZ_1M * 3 + SZ_4K, SZ_1M * 5 - SZ_4K },
+		{ 0, SZ_1M * 3 }, { SZ_1M * 3, page }, { SZ_1M * 3 + page, SZ_1M * 5 - page },
 	};
 	const struct vfio_region_dma_range gap[] = {
 		{ 0, SZ_1M * 3 }, { SZ_8M + SZ_1M * 3, SZ_1M * 5 },
@@ -477,7 +530,7 @@ TEST_F(dmabuf, read_only)
 TEST_F(dmabuf, split_mapping)
 {
 	struct dmabuf_test *t = &self->t;
-	size_t size = SZ_8M, hole = SZ_2M + SZ_64K;
+	size_t size = SZ_8M, hole = SZ_2M + SZ_64K, page = t->page;
 	void *vaddr, *moved;
 	u32 value;
 	int fd;
@@ -488,28 +541,28 @@ TEST_F(dmabuf, split_mapping)
 	madvise(vaddr, size, MADV_HUGEPAGE);
 	ASSERT_EQ(0, try_touch(vaddr, size));
 
-	ASSERT_EQ(0, munmap(vaddr + hole, t->page));
-	ASSERT_EQ(0, mprotect(vaddr + SZ_4M + SZ_4K, SZ_4K, PROT_READ));
-	moved = mmap_reserve(SZ_2M, SZ_2M, SZ_4K);
+	ASSERT_EQ(0, munmap(vaddr + hole, page));
+	ASSERT_EQ(0, mprotect(vaddr + SZ_4M + page, page, PROT_READ));
+	moved = mmap_reserve(SZ_2M, SZ_2M, page);
 	ASSERT_EQ(moved, mremap(vaddr + SZ_2M * 3, SZ_2M, SZ_2M,
 				MREMAP_MAYMOVE | MREMAP_FIXED, moved));
 
-	ASSERT_TRUE(has_tag(vaddr + hole - SZ_4K, hole - SZ_4K));
-	ASSERT_TRUE(has_tag(vaddr + hole + SZ_4K, hole + SZ_4K));
-	ASSERT_TRUE(has_tag(vaddr + SZ_4M + SZ_4K, SZ_4M + SZ_4K));
-	ASSERT_EQ(SIGSEGV, try_write32(vaddr + SZ_4M + SZ_4K, 0));
+	ASSERT_TRUE(has_tag(vaddr + hole - page, hole - page));
+	ASSERT_TRUE(has_tag(vaddr + hole + page, hole + page));
+	ASSERT_TRUE(has_tag(vaddr + SZ_4M + page, SZ_4M + page));
+	ASSERT_EQ(SIGSEGV, try_write32(vaddr + SZ_4M + page, 0));
 	ASSERT_TRUE(has_tag(moved, SZ_2M * 3));
-	ASSERT_TRUE(has_tag(moved + SZ_2M - SZ_4K, SZ_8M - SZ_4K));
+	ASSERT_TRUE(has_tag(moved + SZ_2M - page, SZ_8M - page));
 
 	vfio_pci_dmabuf_revoke(t->device, fd);
 	ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
-	ASSERT_EQ(SIGBUS, try_read32(vaddr + hole - SZ_4K, &value));
-	ASSERT_EQ(SIGBUS, try_read32(vaddr + hole + SZ_4K, &value));
+	ASSERT_EQ(SIGBUS, try_read32(vaddr + hole - page, &value));
+	ASSERT_EQ(SIGBUS, try_read32(vaddr + hole + page, &value));
 	ASSERT_EQ(SIGBUS, try_read32(vaddr + SZ_4M, &value));
-	ASSERT_EQ(SIGBUS, try_read32(vaddr + SZ_4M + SZ_4K, &value));
-	ASSERT_EQ(SIGBUS, try_read32(vaddr + SZ_4M + SZ_8K, &value));
+	ASSERT_EQ(SIGBUS, try_read32(vaddr + SZ_4M + page, &value));
+	ASSERT_EQ(SIGBUS, try_read32(vaddr + SZ_4M + 2 * page, &value));
 	ASSERT_EQ(SIGBUS, try_read32(moved, &value));
-	ASSERT_EQ(SIGBUS, try_read32(moved + SZ_2M - SZ_4K, &value));
+	ASSERT_EQ(SIGBUS, try_read32(moved + SZ_2M - page, &value));
 
 	munmap_bar(vaddr, SZ_2M * 3);
 	munmap_bar(moved, SZ_2M);
@@ -1030,7 +1083,7 @@ FIXTURE_VARIANT_ADD(dmabuf_suspend, low_power) {
 
 FIXTURE_SETUP(dmabuf_suspend)
 {
-	const char *reason = dmabuf_test_setup(&self->t, true);
+	const char *reason = dmabuf_test_setup(&self->t, default_iommu_mode, true);
 
 	self->suspend = variant->suspend;
 	if (reason)
@@ -1214,7 +1267,7 @@ FIXTURE_VARIANT_ADD(dmabuf_end, export) {
 /* Nothing but the export is needed here, which older kernels have, too. */
 FIXTURE_SETUP(dmabuf_end)
 {
-	const char *reason = dmabuf_test_setup(&self->t, false);
+	const char *reason = dmabuf_test_setup(&self->t, default_iommu_mode, false);
 
 	if (reason)
 		SKIP(return, "%s: %s", device_bdf, reason);
@@ -1440,7 +1493,7 @@ static void region_setup(struct iommu *iommu, struct iova_allocator *iovas,
 
 FIXTURE_SETUP(dmabuf_dma)
 {
-	const char *reason = dmabuf_test_setup(&self->t, true);
+	const char *reason = dmabuf_test_setup(&self->t, default_iommu_mode, true);
 
 	if (reason)
 		SKIP(return, "%s: %s", device_bdf, reason);
@@ -1616,6 +1669,121 @@ TEST_F_TIMEOUT(dmabuf_dma, device_close, 60)
 	ASSERT_EQ(0, __iommu_unmap_iova(t->iommu, self->dma.bar_iova, SZ_4M));
 	ASSERT_NE(0, __iommu_map_dmabuf(t->iommu, fd, 0, SZ_4M, self->dma.bar_iova));
 	ASSERT_EQ(0, close(fd));
+}
+
+/*
+ * Two opens of one device, which its group allows: its buffers are the
+ * device's, whichever made them, and end with the last of the two.
+ */
+FIXTURE(dmabuf_group) {
+	struct dmabuf_test t;
+	int again;
+};
+
+FIXTURE_VARIANT(dmabuf_group) {
+	bool export_second;
+	bool close_second;
+};
+
+FIXTURE_VARIANT_ADD(dmabuf_group, export_1_close_1) {
+	.export_second = false,
+	.close_second = false,
+};
+
+FIXTURE_VARIANT_ADD(dmabuf_group, export_1_close_2) {
+	.export_second = false,
+	.close_second = true,
+};
+
+FIXTURE_VARIANT_ADD(dmabuf_group, export_2_close_1) {
+	.export_second = true,
+	.close_second = false,
+};
+
+FIXTURE_VARIANT_ADD(dmabuf_group, export_2_close_2) {
+	.export_second = true,
+	.close_second = true,
+};
+
+FIXTURE_SETUP(dmabuf_group)
+{
+	const char *reason;
+
+	if (!vfio_pci_has_group(device_bdf))
+		SKIP(return, "no access by group: a device is opened once");
+
+	reason = dmabuf_test_setup(&self->t, MODE_IOMMUFD_COMPAT_TYPE1V2, true);
+	if (reason)
+		SKIP(return, "%s: %s", device_bdf, reason);
+	self->again = vfio_pci_group_reopen(self->t.device);
+}
+
+FIXTURE_TEARDOWN(dmabuf_group)
+{
+	dmabuf_test_teardown(&self->t);
+}
+
+TEST_F_TIMEOUT(dmabuf_group, close, 60)
+{
+	struct dmabuf_test *t = &self->t;
+	struct vfio_pci_device second, *exporter, *revoker;
+	int fds[3], fresh, i;
+	void *vaddrs[3];
+	u32 value;
+
+	second = *t->device;
+	second.fd = self->again;
+	exporter = variant->export_second ? &second : t->device;
+	revoker = variant->export_second ? t->device : &second;
+
+	for (i = 0; i < ARRAY_SIZE(fds); i++) {
+		fds[i] = vfio_pci_dmabuf_export(exporter, t->bar, 0, SZ_4M, 0);
+		vaddrs[i] = mmap_bar(fds[i], SZ_4M, 0, 0);
+		ASSERT_EQ(0, try_touch(vaddrs[i], SZ_2M));
+	}
+
+	/* Either of them can revoke. */
+	vfio_pci_dmabuf_revoke(revoker, fds[0]);
+	ASSERT_EQ(SIGBUS, try_read32(vaddrs[0], &value));
+	ASSERT_EQ(-EBADFD, __vfio_pci_dmabuf_revoke(exporter, fds[0]));
+	ASSERT_EQ(0, try_touch(vaddrs[1], SZ_4M));
+
+	/* Touched or not, all is as it was after one has gone. */
+	vfio_pci_group_close_one(t->device, self->again, variant->close_second);
+	ASSERT_EQ(SIGBUS, try_read32(vaddrs[0], &value));
+	ASSERT_EQ(0, try_touch(vaddrs[1], SZ_4M));
+	ASSERT_EQ(0, try_touch(vaddrs[2], SZ_4M));
+	ASSERT_EQ(0, mmap_errno(fds[1], SZ_4M, 0, PROT_READ, MAP_SHARED));
+
+	vfio_pci_cmd_clear(t->device, PCI_COMMAND_MEMORY);
+	ASSERT_EQ(SIGBUS, try_read32(vaddrs[1], &value));
+	ASSERT_EQ(SIGBUS, try_read32(vaddrs[2] + SZ_2M, &value));
+	vfio_pci_cmd_set(t->device, PCI_COMMAND_MEMORY);
+	ASSERT_EQ(0, try_touch(vaddrs[1], SZ_4M));
+	ASSERT_EQ(0, try_touch(vaddrs[2], SZ_4M));
+
+	vfio_pci_dmabuf_revoke(t->device, fds[1]);
+	ASSERT_EQ(-EBADFD, __vfio_pci_dmabuf_revoke(t->device, fds[0]));
+	ASSERT_EQ(SIGBUS, try_read32(vaddrs[1], &value));
+	ASSERT_EQ(0, try_touch(vaddrs[2], SZ_4M));
+
+	/* The last one takes all of them along. */
+	vfio_pci_device_close(t->device);
+	ASSERT_EQ(SIGBUS, try_read32(vaddrs[2], &value));
+	ASSERT_EQ(SIGBUS, try_read32(vaddrs[2] + SZ_4M - t->page, &value));
+	ASSERT_EQ(ENODEV, mmap_errno(fds[2], SZ_4M, 0, PROT_READ, MAP_SHARED));
+
+	fresh = vfio_pci_group_reopen(t->device);
+	ASSERT_EQ(t->device->fd, dup2(fresh, t->device->fd));
+	ASSERT_EQ(0, close(fresh));
+	ASSERT_EQ(SIGBUS, try_read32(vaddrs[2], &value));
+	ASSERT_NE(0, __vfio_pci_dmabuf_revoke(t->device, fds[2]));
+	ASSERT_EQ(0, close(dmabuf_export(t, 0, SZ_4M)));
+
+	for (i = 0; i < ARRAY_SIZE(fds); i++) {
+		munmap_bar(vaddrs[i], SZ_4M);
+		ASSERT_EQ(0, close(fds[i]));
+	}
 }
 
 int main(int argc, char *argv[])

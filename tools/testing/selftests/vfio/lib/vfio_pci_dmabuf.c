@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -10,6 +12,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include <linux/align.h>
@@ -19,6 +22,7 @@
 #include <linux/pci_regs.h>
 #include <linux/sizes.h>
 #include <linux/types.h>
+#include <linux/userfaultfd.h>
 #include <linux/vfio.h>
 
 #include "kselftest.h"
@@ -57,23 +61,37 @@ bool vfio_device_has_feature(struct vfio_pci_device *device, u32 op, u16 feature
 	return probe_feature(device, op, feature) == 0;
 }
 
+static bool env_is_set(const char *name)
+{
+	const char *value = getenv(name);
+
+	return value && *value && strcmp(value, "0");
+}
+
+bool vfio_pci_dmabuf_exported(struct vfio_pci_device *device)
+{
+	bool missing = env_is_set("VFIO_SELFTESTS_NO_DMABUF");
+	int ret;
+
+	ret = probe_feature(device, VFIO_DEVICE_FEATURE_GET,
+			    VFIO_DEVICE_FEATURE_DMA_BUF);
+	VFIO_ASSERT_EQ(ret, missing ? -ENOTTY : 0, "probe of DMA_BUF: %d\n", ret);
+
+	return !missing;
+}
+
 bool vfio_pci_dmabuf_supported(struct vfio_pci_device *device)
 {
+	bool exported = vfio_pci_dmabuf_exported(device);
+	bool missing = !exported || env_is_set("VFIO_SELFTESTS_NO_DMABUF_REVOKE");
 	int ret;
 
 	ret = probe_feature(device, VFIO_DEVICE_FEATURE_SET,
 			    VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE);
-	if (ret == -ENOTTY)
-		return false;
+	VFIO_ASSERT_EQ(ret, missing ? -ENOTTY : 0,
+		       "probe of DMA_BUF_REVOKE: %d\n", ret);
 
-	VFIO_ASSERT_EQ(ret, 0, "probe of DMA_BUF_REVOKE: %d\n", ret);
-
-	/* There is nothing to revoke without an export. */
-	ret = probe_feature(device, VFIO_DEVICE_FEATURE_GET,
-			    VFIO_DEVICE_FEATURE_DMA_BUF);
-	VFIO_ASSERT_EQ(ret, 0, "probe of DMA_BUF: %d\n", ret);
-
-	return true;
+	return !missing;
 }
 
 int __vfio_pci_dmabuf_export(struct vfio_pci_device *device, u32 bar,
@@ -341,6 +359,112 @@ void stop_child(struct child *child)
 	VFIO_ASSERT_EQ(status, 0);
 }
 
+static void *job_thread(void *data)
+{
+	struct job *job = data;
+
+	job->ret = job->fn(job->data);
+	__atomic_store_n(&job->done, true, __ATOMIC_RELEASE);
+
+	return NULL;
+}
+
+void start_job(struct job *job, long (*fn)(void *data), void *data)
+{
+	job->fn = fn;
+	job->data = data;
+	job->done = false;
+	VFIO_ASSERT_EQ(pthread_create(&job->thread, NULL, job_thread, job), 0);
+}
+
+bool job_is_done(struct job *job, unsigned int ms)
+{
+	while (!__atomic_load_n(&job->done, __ATOMIC_ACQUIRE)) {
+		if (!ms--)
+			return false;
+		usleep(1000);
+	}
+
+	return true;
+}
+
+static void job_signal(int sig)
+{
+}
+
+void interrupt_job(struct job *job)
+{
+	struct sigaction action = { .sa_handler = job_signal };
+
+	/* No SA_RESTART: what is interrupted returns. */
+	sigemptyset(&action.sa_mask);
+	VFIO_ASSERT_EQ(sigaction(SIGUSR1, &action, NULL), 0);
+	VFIO_ASSERT_EQ(pthread_kill(job->thread, SIGUSR1), 0);
+}
+
+long finish_job(struct job *job)
+{
+	VFIO_ASSERT_EQ(pthread_join(job->thread, NULL), 0);
+
+	return job->ret;
+}
+
+bool absent_memory_init(struct absent_memory *memory, size_t size)
+{
+	struct uffdio_register reg = {
+		.range.len = size,
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	struct uffdio_api api = { .api = UFFD_API };
+
+	memory->uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (memory->uffd < 0 && errno == ENOSYS)
+		return false;
+
+	VFIO_ASSERT_GE(memory->uffd, 0);
+	ioctl_assert(memory->uffd, UFFDIO_API, &api);
+
+	memory->size = size;
+	memory->vaddr = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	VFIO_ASSERT_NE(memory->vaddr, MAP_FAILED);
+	reg.range.start = (uintptr_t)memory->vaddr;
+	ioctl_assert(memory->uffd, UFFDIO_REGISTER, &reg);
+
+	return true;
+}
+
+bool absent_memory_is_awaited(struct absent_memory *memory, unsigned int ms)
+{
+	struct pollfd pollfd = { .fd = memory->uffd, .events = POLLIN };
+	struct uffd_msg msg;
+
+	if (poll(&pollfd, 1, ms) != 1)
+		return false;
+
+	VFIO_ASSERT_EQ(read(memory->uffd, &msg, sizeof(msg)), sizeof(msg));
+	VFIO_ASSERT_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
+
+	return true;
+}
+
+void absent_memory_supply(struct absent_memory *memory)
+{
+	struct uffdio_zeropage zero = {
+		.range.start = (uintptr_t)memory->vaddr,
+		.range.len = memory->size,
+	};
+
+	ioctl_assert(memory->uffd, UFFDIO_ZEROPAGE, &zero);
+}
+
+void absent_memory_cleanup(struct absent_memory *memory)
+{
+	/* Who still waits for it has waited in vain. */
+	VFIO_ASSERT_EQ(close(memory->uffd), 0);
+	munmap_bar(memory->vaddr, memory->size);
+}
+
 u64 minor_faults(void)
 {
 	struct rusage usage;
@@ -582,19 +706,68 @@ int vfio_pci_any_reset(struct vfio_pci_device *device)
 	return ret;
 }
 
-bool huge_faults_enabled(void)
+static bool read_thp_setting(const char *name, char *value, size_t size)
 {
-	char mode[64] = {};
+	char path[128];
+	ssize_t len;
 	int fd;
 
-	fd = open("/sys/kernel/mm/transparent_hugepage/enabled", O_RDONLY);
+	snprintf_assert(path, sizeof(path),
+			"/sys/kernel/mm/transparent_hugepage/%s", name);
+	fd = open(path, O_RDONLY);
 	if (fd < 0)
 		return false;
 
-	VFIO_ASSERT_GT(read(fd, mode, sizeof(mode) - 1), 0);
+	len = read(fd, value, size - 1);
+	VFIO_ASSERT_GT(len, 0);
+	value[len] = '\0';
 	close(fd);
 
-	return !strstr(mode, "[never]");
+	return true;
+}
+
+bool huge_faults_enabled(void)
+{
+	char value[64];
+
+	/* With pages larger than 4 KiB a PMD is too large for most BARs. */
+	if (!read_thp_setting("hpage_pmd_size", value, sizeof(value)) ||
+	    strtoul(value, NULL, 0) != SZ_2M)
+		return false;
+
+	return read_thp_setting("enabled", value, sizeof(value)) &&
+	       !strstr(value, "[never]");
+}
+
+bool vfio_pci_has_group(const char *bdf)
+{
+	char path[64];
+
+	snprintf_assert(path, sizeof(path), "/dev/vfio/%d",
+			sysfs_iommu_group_get(bdf));
+
+	return !access(path, F_OK);
+}
+
+int vfio_pci_group_reopen(struct vfio_pci_device *device)
+{
+	struct vfio_pci_device again = { .group_fd = device->group_fd };
+
+	VFIO_ASSERT_GT(device->group_fd, 0);
+	__vfio_pci_group_get_device_fd(&again, device->bdf, NULL);
+	VFIO_ASSERT_GE(again.fd, 0);
+
+	return again.fd;
+}
+
+void vfio_pci_group_close_one(struct vfio_pci_device *device, int again,
+			      bool second)
+{
+	if (!second) {
+		vfio_pci_device_close(device);
+		VFIO_ASSERT_EQ(dup2(again, device->fd), device->fd);
+	}
+	VFIO_ASSERT_EQ(close(again), 0);
 }
 
 void vfio_pci_device_close(struct vfio_pci_device *device)

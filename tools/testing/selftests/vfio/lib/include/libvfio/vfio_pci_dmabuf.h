@@ -2,6 +2,7 @@
 #ifndef SELFTESTS_VFIO_LIB_INCLUDE_LIBVFIO_VFIO_PCI_DMABUF_H
 #define SELFTESTS_VFIO_LIB_INCLUDE_LIBVFIO_VFIO_PCI_DMABUF_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -33,9 +34,13 @@ int __vfio_device_feature(int fd, u32 flags, void *data, size_t size);
 bool vfio_device_has_feature(struct vfio_pci_device *device, u32 op, u16 feature);
 
 /*
- * True if BARs can be exported as dma-bufs that can be mapped and revoked.
- * Aborts if the kernel answers the probe in a way that is not specified.
+ * True if BARs can be exported as dma-bufs, and if those can be mapped and
+ * revoked. A kernel that lacks one of the two fails, unless it was announced:
+ *
+ *  VFIO_SELFTESTS_NO_DMABUF=1         built without, both must be -ENOTTY
+ *  VFIO_SELFTESTS_NO_DMABUF_REVOKE=1  an older one, the latter must be -ENOTTY
  */
+bool vfio_pci_dmabuf_exported(struct vfio_pci_device *device);
 bool vfio_pci_dmabuf_supported(struct vfio_pci_device *device);
 
 /* Returns the fd of the new dma-buf, or -errno. */
@@ -90,6 +95,41 @@ void start_child(struct child *child, int (*fn)(void *data, int arg), void *data
 int ask_child(struct child *child, int arg);
 void stop_child(struct child *child);
 
+/*
+ * A thread that runs @fn once. Whether it has come to its end, now or within so
+ * many milliseconds, can be asked before finish_job() waits for it and tells
+ * what @fn returned.
+ */
+struct job {
+	pthread_t thread;
+	long (*fn)(void *data);
+	void *data;
+	long ret;
+	bool done;
+};
+
+void start_job(struct job *job, long (*fn)(void *data), void *data);
+bool job_is_done(struct job *job, unsigned int ms);
+long finish_job(struct job *job);
+
+/* Send it a signal that does nothing but interrupt a system call (SIGUSR1). */
+void interrupt_job(struct job *job);
+
+/*
+ * Memory that is not there: who touches it, the kernel included, waits until
+ * it is supplied, as zeroes. False if the kernel has no userfaultfd().
+ */
+struct absent_memory {
+	int uffd;
+	void *vaddr;
+	size_t size;
+};
+
+bool absent_memory_init(struct absent_memory *memory, size_t size);
+bool absent_memory_is_awaited(struct absent_memory *memory, unsigned int ms);
+void absent_memory_supply(struct absent_memory *memory);
+void absent_memory_cleanup(struct absent_memory *memory);
+
 /* The number of page faults of this thread that needed no I/O. */
 u64 minor_faults(void);
 
@@ -127,9 +167,18 @@ bool vfio_pci_can_reset(struct vfio_pci_device *device);
 int vfio_pci_any_reset(struct vfio_pci_device *device);
 
 /*
- * True if a page fault can map PMD_SIZE at once, given MADV_HUGEPAGE.
+ * True if a page fault can map 2 MiB at once, given MADV_HUGEPAGE.
  */
 bool huge_faults_enabled(void);
+
+/*
+ * A device that was opened through its group can be opened once more; returns
+ * the fd. Then one of the two can be closed, and the other one is @device->fd.
+ */
+bool vfio_pci_has_group(const char *bdf);
+int vfio_pci_group_reopen(struct vfio_pci_device *device);
+void vfio_pci_group_close_one(struct vfio_pci_device *device, int again,
+			      bool second);
 
 /*
  * Close the device fd now, with every mapping of the device fd removed, and
