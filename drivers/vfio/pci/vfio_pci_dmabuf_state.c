@@ -12,8 +12,7 @@
  * a fault or an importer's map, asks the buffer with
  * vfio_pci_dma_buf_try_enter(), never the registers of the device: each event
  * that takes the BAR away comes through vfio_pci_dma_buf_suspend(),
- * vfio_pci_dma_buf_cleanup() or vfio_pci_dma_buf_revoke() first.  Resets that
- * vfio does not ask for, through sysfs or because of an error, do not.
+ * vfio_pci_dma_buf_cleanup() or vfio_pci_dma_buf_revoke() first.
  *
  * Taking access away has four steps.  They are done for all of a device's
  * buffers before the next one begins, so that the CPUs are cut off at once
@@ -33,7 +32,13 @@
  * Locks, outermost first:
  *
  *  vdev->memory_lock, for write
- *	Serialises the transitions of a device.  Never taken under mmap_lock.
+ *	The registers that say whether the BARs can be accessed.  Never taken
+ *	under mmap_lock.
+ *  vdev->dmabufs_lock
+ *	Serialises the transitions of a device.  Most come with memory_lock
+ *	held, but a reset from outside of vfio cannot: it has blocked the user's
+ *	accesses to config space by then, one of which may hold memory_lock.  So
+ *	nobody looks at config space with this lock held.
  *  buf->drain_lock
  *	Serialises who drains one buffer, and keeps buf->dmabuf in place for
  *	them.  Held during step 4, so that nothing that step 4 waits for may
@@ -184,7 +189,7 @@ vfio_pci_dma_buf_next(struct vfio_pci_core_device *vdev,
 	struct vfio_pci_dma_buf *buf = prev;
 
 	/* Only cleanup unlinks a buffer that has references, at its end */
-	lockdep_assert_held_write(&vdev->memory_lock);
+	lockdep_assert_held(&vdev->dmabufs_lock);
 
 	spin_lock(&vfio_pci_dma_bufs_lock);
 	buf = list_prepare_entry(buf, &vdev->dmabufs, dmabufs_elm);
@@ -297,15 +302,15 @@ static int vfio_pci_dma_buf_drain(struct vfio_pci_dma_buf *buf, bool intr)
 }
 
 static void vfio_pci_dma_bufs_take_back(struct vfio_pci_core_device *vdev,
-					enum vfio_pci_dma_buf_state state)
+					enum vfio_pci_dma_buf_state state,
+					unsigned int reason)
 {
 	struct vfio_pci_dma_buf *buf = NULL;
 
-	lockdep_assert_held_write(&vdev->memory_lock);
-	might_sleep();
+	lockdep_assert_held(&vdev->dmabufs_lock);
 
 	spin_lock(&vfio_pci_dma_bufs_lock);
-	vdev->dmabufs_suspended = true;
+	vdev->dmabufs_suspended |= reason;
 	spin_unlock(&vfio_pci_dma_bufs_lock);
 
 	while ((buf = vfio_pci_dma_buf_next(vdev, buf)))
@@ -319,38 +324,47 @@ static void vfio_pci_dma_bufs_take_back(struct vfio_pci_core_device *vdev,
 /**
  * vfio_pci_dma_buf_suspend - take all access through a device's buffers back
  * @vdev: the device
+ * @reason: VFIO_PCI_BARS_OFF or VFIO_PCI_BARS_RESET
  *
  * To be called before memory decoding goes off, the device goes to D3 or is
  * reset.  Returns when nothing reaches a BAR through a buffer any more.  Does
  * not wait again for buffers that are drained.
  *
- * Context: memory_lock held for write.  Waits, uninterruptibly, for importers
- * and for I/O that holds references to pages of a buffer.
+ * Context: memory_lock held for write if @reason is VFIO_PCI_BARS_OFF.  Waits,
+ * uninterruptibly, for importers and for I/O that holds references to pages of
+ * a buffer.
  */
-void vfio_pci_dma_buf_suspend(struct vfio_pci_core_device *vdev)
+void vfio_pci_dma_buf_suspend(struct vfio_pci_core_device *vdev,
+			      unsigned int reason)
 {
-	vfio_pci_dma_bufs_take_back(vdev, VFIO_PCI_DMA_BUF_SUSPENDED);
+	mutex_lock(&vdev->dmabufs_lock);
+	vfio_pci_dma_bufs_take_back(vdev, VFIO_PCI_DMA_BUF_SUSPENDED, reason);
+	mutex_unlock(&vdev->dmabufs_lock);
 }
 
 /**
  * vfio_pci_dma_buf_resume - make a device's suspended buffers LIVE
- * @vdev: the device, its BARs accessible
+ * @vdev: the device
+ * @reason: the reason that is gone; if another one is left nothing changes
  *
- * Context: memory_lock held for write.
+ * Context: memory_lock held for write if @reason is VFIO_PCI_BARS_OFF.
  */
-void vfio_pci_dma_buf_resume(struct vfio_pci_core_device *vdev)
+void vfio_pci_dma_buf_resume(struct vfio_pci_core_device *vdev,
+			     unsigned int reason)
 {
 	struct vfio_pci_dma_buf *buf = NULL;
+	unsigned int left;
 
-	lockdep_assert_held_write(&vdev->memory_lock);
+	mutex_lock(&vdev->dmabufs_lock);
 
 	spin_lock(&vfio_pci_dma_bufs_lock);
-	vdev->dmabufs_suspended = false;
+	vdev->dmabufs_suspended &= ~reason;
+	left = vdev->dmabufs_suspended;
 	spin_unlock(&vfio_pci_dma_bufs_lock);
 
-	while ((buf = vfio_pci_dma_buf_next(vdev, buf))) {
+	while (!left && (buf = vfio_pci_dma_buf_next(vdev, buf))) {
 		down_write(&buf->lock);
-		/* SUSPENDED under memory_lock means drained: nobody drains it */
+		/* SUSPENDED now means drained: nobody is about to drain it */
 		if (buf->state == VFIO_PCI_DMA_BUF_SUSPENDED) {
 			buf->notified = false;
 			WRITE_ONCE(buf->drained, false);
@@ -358,6 +372,8 @@ void vfio_pci_dma_buf_resume(struct vfio_pci_core_device *vdev)
 		}
 		up_write(&buf->lock);
 	}
+
+	mutex_unlock(&vdev->dmabufs_lock);
 }
 
 /**
@@ -373,7 +389,9 @@ void vfio_pci_dma_buf_cleanup(struct vfio_pci_core_device *vdev)
 
 	down_write(&vdev->memory_lock);
 	vdev->bars_open = false;
-	vfio_pci_dma_bufs_take_back(vdev, VFIO_PCI_DMA_BUF_REVOKED);
+	mutex_lock(&vdev->dmabufs_lock);
+	vfio_pci_dma_bufs_take_back(vdev, VFIO_PCI_DMA_BUF_REVOKED,
+				    VFIO_PCI_BARS_OFF);
 
 	spin_lock(&vfio_pci_dma_bufs_lock);
 	while ((buf = list_first_entry_or_null(&vdev->dmabufs, typeof(*buf),
@@ -383,6 +401,7 @@ void vfio_pci_dma_buf_cleanup(struct vfio_pci_core_device *vdev)
 		nr++;
 	}
 	spin_unlock(&vfio_pci_dma_bufs_lock);
+	mutex_unlock(&vdev->dmabufs_lock);
 	up_write(&vdev->memory_lock);
 
 	while (nr--)

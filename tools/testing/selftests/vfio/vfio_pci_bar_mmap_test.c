@@ -1093,6 +1093,63 @@ TEST_F_TIMEOUT(bar_group, close, 60)
 	ASSERT_EQ(0, close(fd));
 }
 
+struct command_writer {
+	struct vfio_pci_device *device;
+	bool stop;
+};
+
+static void *command_writer(void *data)
+{
+	struct command_writer *writer = data;
+
+	while (!READ_ONCE(writer->stop))
+		vfio_pci_cmd_set(writer->device, PCI_COMMAND_MEMORY);
+
+	return NULL;
+}
+
+/*
+ * Somebody else resets the device, with config space blocked meanwhile. A write
+ * to the command register waits for that. Access ends and comes back.
+ */
+TEST_F_TIMEOUT(bar_mmap, reset_by_others, 120)
+{
+	struct command_writer writer = { .device = self->t.device };
+	struct toucher arg = { .vaddr = self->t.vaddr };
+	struct bar_test *t = &self->t;
+	pthread_t threads[2];
+	u32 value;
+	int i, ret;
+
+	ret = vfio_pci_sysfs_reset(t->device);
+	if (ret == -ENOENT)
+		SKIP(return, "%s cannot be reset", device_bdf);
+	ASSERT_EQ(0, ret);
+	ASSERT_EQ(0, try_read32(t->vaddr, &value));
+
+	ASSERT_EQ(0, pthread_create(&threads[0], NULL, toucher, &arg));
+	ASSERT_EQ(0, pthread_create(&threads[1], NULL, command_writer, &writer));
+
+	for (i = 0; i < 20; i++) {
+		ASSERT_EQ(0, vfio_pci_sysfs_reset(t->device));
+		ASSERT_EQ(0, try_read32(t->vaddr, &value));
+	}
+
+	WRITE_ONCE(arg.stop, true);
+	WRITE_ONCE(writer.stop, true);
+	for (i = 0; i < 2; i++)
+		ASSERT_EQ(0, pthread_join(threads[i], NULL));
+	ASSERT_EQ(0, arg.other);
+	ASSERT_GT(arg.bad, 0);
+
+	/* Off stays off, whatever happens to the device. */
+	vfio_pci_cmd_clear(t->device, PCI_COMMAND_MEMORY);
+	ASSERT_EQ(0, vfio_pci_sysfs_reset(t->device));
+	ASSERT_EQ(SIGBUS, try_read32(t->vaddr, &value));
+	vfio_pci_cmd_set(t->device, PCI_COMMAND_MEMORY);
+	ASSERT_EQ(0, try_read32(t->vaddr, &value));
+}
+
 int main(int argc, char *argv[])
 {
 	device_bdf = vfio_selftests_get_bdf(&argc, argv);

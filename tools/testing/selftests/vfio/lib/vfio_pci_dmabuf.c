@@ -417,10 +417,10 @@ bool absent_memory_init(struct absent_memory *memory, size_t size)
 	};
 	struct uffdio_api api = { .api = UFFD_API };
 
-	memory->uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	if (memory->uffd < 0 && errno == ENOSYS)
+	if (access("/proc/sys/vm/unprivileged_userfaultfd", F_OK))
 		return false;
 
+	memory->uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	VFIO_ASSERT_GE(memory->uffd, 0);
 	ioctl_assert(memory->uffd, UFFDIO_API, &api);
 
@@ -702,6 +702,23 @@ int vfio_pci_any_reset(struct vfio_pci_device *device)
 
 	ret = ioctl(device->fd, VFIO_DEVICE_PCI_HOT_RESET, reset) ? -errno : 0;
 	free(reset);
+
+	return ret;
+}
+
+int vfio_pci_sysfs_reset(struct vfio_pci_device *device)
+{
+	char path[128];
+	int fd, ret;
+
+	snprintf_assert(path, sizeof(path), "/sys/bus/pci/devices/%s/reset",
+			device->bdf);
+	fd = open(path, O_WRONLY);
+	if (fd < 0)
+		return -errno;
+
+	ret = write(fd, "1", 1) == 1 ? 0 : -errno;
+	close(fd);
 
 	return ret;
 }

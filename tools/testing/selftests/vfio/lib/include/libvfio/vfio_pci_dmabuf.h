@@ -117,7 +117,8 @@ void interrupt_job(struct job *job);
 
 /*
  * Memory that is not there: who touches it, the kernel included, waits until
- * it is supplied, as zeroes. False if the kernel has no userfaultfd().
+ * it is supplied, as zeroes. False if the kernel is built without
+ * userfaultfd().
  */
 struct absent_memory {
 	int uffd;
@@ -165,6 +166,9 @@ extern const struct vfio_pci_suspend vfio_pci_suspend_low_power;
 /* VFIO_DEVICE_RESET or VFIO_DEVICE_PCI_HOT_RESET; 0 or -errno. */
 bool vfio_pci_can_reset(struct vfio_pci_device *device);
 int vfio_pci_any_reset(struct vfio_pci_device *device);
+
+/* A reset that does not come through vfio: 0 or -errno, -ENOENT if there is none. */
+int vfio_pci_sysfs_reset(struct vfio_pci_device *device);
 
 /*
  * True if a page fault can map 2 MiB at once, given MADV_HUGEPAGE.
