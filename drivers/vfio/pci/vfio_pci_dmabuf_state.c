@@ -24,7 +24,11 @@
  *  4. the importers' fences and mappings, and references to pages of the BAR,
  *     are waited for.
  *
- * When that is over the buffer is drained: nothing reaches the BAR through it,
+ * A reset from outside of vfio does without step 4: those who would be waited
+ * for may be waiting for that reset, as the driver of another device on the bus
+ * that is being reset does.
+ *
+ * When all of it is over the buffer is drained: nothing reaches the BAR through it,
  * and nothing will, until it is LIVE again.  Becoming LIVE changes the state
  * and nothing else.  The next fault maps again; importers map again when they
  * want to.
@@ -37,8 +41,8 @@
  *  vdev->dmabufs_lock
  *	Serialises the transitions of a device.  Most come with memory_lock
  *	held, but a reset from outside of vfio cannot: it has blocked the user's
- *	accesses to config space by then, one of which may hold memory_lock.  So
- *	nobody looks at config space with this lock held.
+ *	accesses to config space by then, one of which may hold memory_lock.  Nor
+ *	does it wait for whoever holds this lock in step 4.
  *  buf->drain_lock
  *	Serialises who drains one buffer, and keeps buf->dmabuf in place for
  *	them.  Held during step 4, so that nothing that step 4 waits for may
@@ -60,6 +64,7 @@
  * the freeing of the file) and is not looked at here at all; the inode, which
  * is needed to find the mappings, has a reference of its own.
  */
+#include <linux/delay.h>
 #include <linux/dma-buf.h>
 #include <linux/dma-resv.h>
 #include <linux/fs.h>
@@ -301,70 +306,50 @@ static int vfio_pci_dma_buf_drain(struct vfio_pci_dma_buf *buf, bool intr)
 	return ret;
 }
 
-static void vfio_pci_dma_bufs_take_back(struct vfio_pci_core_device *vdev,
-					enum vfio_pci_dma_buf_state state,
-					unsigned int reason)
+/* Returns the reasons that there are now for new buffers to begin SUSPENDED */
+static unsigned int
+vfio_pci_dma_bufs_change_reasons(struct vfio_pci_core_device *vdev,
+				 unsigned int clear, unsigned int set)
 {
-	struct vfio_pci_dma_buf *buf = NULL;
-
-	lockdep_assert_held(&vdev->dmabufs_lock);
+	unsigned int reasons;
 
 	spin_lock(&vfio_pci_dma_bufs_lock);
-	vdev->dmabufs_suspended |= reason;
+	reasons = (vdev->dmabufs_suspended & ~clear) | set;
+	WRITE_ONCE(vdev->dmabufs_suspended, reasons);
 	spin_unlock(&vfio_pci_dma_bufs_lock);
+	return reasons;
+}
+
+/* Steps 1 to 3 for all buffers */
+static void vfio_pci_dma_bufs_cut(struct vfio_pci_core_device *vdev,
+				  enum vfio_pci_dma_buf_state state)
+{
+	struct vfio_pci_dma_buf *buf = NULL;
 
 	while ((buf = vfio_pci_dma_buf_next(vdev, buf)))
 		vfio_pci_dma_buf_cut(buf, state);
 	while ((buf = vfio_pci_dma_buf_next(vdev, buf)))
 		vfio_pci_dma_buf_notify(buf);
+}
+
+static void vfio_pci_dma_bufs_take_back(struct vfio_pci_core_device *vdev,
+					enum vfio_pci_dma_buf_state state)
+{
+	struct vfio_pci_dma_buf *buf = NULL;
+
+	vfio_pci_dma_bufs_change_reasons(vdev, 0, VFIO_PCI_BARS_OFF);
+	vfio_pci_dma_bufs_cut(vdev, state);
 	while ((buf = vfio_pci_dma_buf_next(vdev, buf)))
 		vfio_pci_dma_buf_drain(buf, false);
 }
 
-/**
- * vfio_pci_dma_buf_suspend - take all access through a device's buffers back
- * @vdev: the device
- * @reason: VFIO_PCI_BARS_OFF or VFIO_PCI_BARS_RESET
- *
- * To be called before memory decoding goes off, the device goes to D3 or is
- * reset.  Returns when nothing reaches a BAR through a buffer any more.  Does
- * not wait again for buffers that are drained.
- *
- * Context: memory_lock held for write if @reason is VFIO_PCI_BARS_OFF.  Waits,
- * uninterruptibly, for importers and for I/O that holds references to pages of
- * a buffer.
- */
-void vfio_pci_dma_buf_suspend(struct vfio_pci_core_device *vdev,
-			      unsigned int reason)
-{
-	mutex_lock(&vdev->dmabufs_lock);
-	vfio_pci_dma_bufs_take_back(vdev, VFIO_PCI_DMA_BUF_SUSPENDED, reason);
-	mutex_unlock(&vdev->dmabufs_lock);
-}
-
-/**
- * vfio_pci_dma_buf_resume - make a device's suspended buffers LIVE
- * @vdev: the device
- * @reason: the reason that is gone; if another one is left nothing changes
- *
- * Context: memory_lock held for write if @reason is VFIO_PCI_BARS_OFF.
- */
-void vfio_pci_dma_buf_resume(struct vfio_pci_core_device *vdev,
-			     unsigned int reason)
+static void vfio_pci_dma_bufs_give_back(struct vfio_pci_core_device *vdev)
 {
 	struct vfio_pci_dma_buf *buf = NULL;
-	unsigned int left;
 
-	mutex_lock(&vdev->dmabufs_lock);
-
-	spin_lock(&vfio_pci_dma_bufs_lock);
-	vdev->dmabufs_suspended &= ~reason;
-	left = vdev->dmabufs_suspended;
-	spin_unlock(&vfio_pci_dma_bufs_lock);
-
-	while (!left && (buf = vfio_pci_dma_buf_next(vdev, buf))) {
+	while ((buf = vfio_pci_dma_buf_next(vdev, buf))) {
 		down_write(&buf->lock);
-		/* SUSPENDED now means drained: nobody is about to drain it */
+		/* Who drains SUSPENDED buffers holds dmabufs_lock: nobody does */
 		if (buf->state == VFIO_PCI_DMA_BUF_SUSPENDED) {
 			buf->notified = false;
 			WRITE_ONCE(buf->drained, false);
@@ -372,7 +357,93 @@ void vfio_pci_dma_buf_resume(struct vfio_pci_core_device *vdev,
 		}
 		up_write(&buf->lock);
 	}
+}
 
+/**
+ * vfio_pci_dma_buf_suspend - take all access through a device's buffers back
+ * @vdev: the device
+ *
+ * To be called before memory decoding goes off, the device goes to D3 or is
+ * reset.  Returns when nothing reaches a BAR through a buffer any more.  Does
+ * not wait again for buffers that are drained.
+ *
+ * Context: memory_lock held for write.  Waits, uninterruptibly, for importers
+ * and for I/O that holds references to pages of a buffer.
+ */
+void vfio_pci_dma_buf_suspend(struct vfio_pci_core_device *vdev)
+{
+	lockdep_assert_held_write(&vdev->memory_lock);
+
+	mutex_lock(&vdev->dmabufs_lock);
+	vfio_pci_dma_bufs_take_back(vdev, VFIO_PCI_DMA_BUF_SUSPENDED);
+	mutex_unlock(&vdev->dmabufs_lock);
+}
+
+/**
+ * vfio_pci_dma_buf_resume - make a device's suspended buffers LIVE
+ * @vdev: the device, its BARs accessible unless somebody else resets it
+ *
+ * Context: memory_lock held for write.
+ */
+void vfio_pci_dma_buf_resume(struct vfio_pci_core_device *vdev)
+{
+	lockdep_assert_held_write(&vdev->memory_lock);
+
+	mutex_lock(&vdev->dmabufs_lock);
+	if (!vfio_pci_dma_bufs_change_reasons(vdev, VFIO_PCI_BARS_OFF, 0))
+		vfio_pci_dma_bufs_give_back(vdev);
+	mutex_unlock(&vdev->dmabufs_lock);
+}
+
+/*
+ * For a reset from outside, not to wait for a transition that waits: all access
+ * is taken back then, or about to be, and not given back before the end of it.
+ */
+static bool vfio_pci_dma_bufs_lock_unless_off(struct vfio_pci_core_device *vdev)
+{
+	while (!mutex_trylock(&vdev->dmabufs_lock)) {
+		if (READ_ONCE(vdev->dmabufs_suspended) & VFIO_PCI_BARS_OFF)
+			return false;
+		usleep_range(100, 1000);
+	}
+	return true;
+}
+
+/**
+ * vfio_pci_dma_buf_reset_begin - somebody begins to reset a device
+ * @vdev: the device
+ *
+ * Takes access back from the CPUs and tells importers, but waits for nobody.
+ *
+ * Context: May sleep.  Without memory_lock, or with it if the buffers are
+ * suspended.
+ */
+void vfio_pci_dma_buf_reset_begin(struct vfio_pci_core_device *vdev)
+{
+	vfio_pci_dma_bufs_change_reasons(vdev, 0, VFIO_PCI_BARS_RESET);
+	if (!vfio_pci_dma_bufs_lock_unless_off(vdev))
+		return;
+
+	vfio_pci_dma_bufs_cut(vdev, VFIO_PCI_DMA_BUF_SUSPENDED);
+	mutex_unlock(&vdev->dmabufs_lock);
+}
+
+/**
+ * vfio_pci_dma_buf_reset_end - the reset is over
+ * @vdev: the device
+ *
+ * Makes the buffers LIVE if the reset was the only reason for them not to be.
+ *
+ * Context: as vfio_pci_dma_buf_reset_begin()
+ */
+void vfio_pci_dma_buf_reset_end(struct vfio_pci_core_device *vdev)
+{
+	vfio_pci_dma_bufs_change_reasons(vdev, VFIO_PCI_BARS_RESET, 0);
+	if (!vfio_pci_dma_bufs_lock_unless_off(vdev))
+		return;
+
+	if (!READ_ONCE(vdev->dmabufs_suspended))
+		vfio_pci_dma_bufs_give_back(vdev);
 	mutex_unlock(&vdev->dmabufs_lock);
 }
 
@@ -388,10 +459,8 @@ void vfio_pci_dma_buf_cleanup(struct vfio_pci_core_device *vdev)
 	unsigned int nr = 0;
 
 	down_write(&vdev->memory_lock);
-	vdev->bars_open = false;
 	mutex_lock(&vdev->dmabufs_lock);
-	vfio_pci_dma_bufs_take_back(vdev, VFIO_PCI_DMA_BUF_REVOKED,
-				    VFIO_PCI_BARS_OFF);
+	vfio_pci_dma_bufs_take_back(vdev, VFIO_PCI_DMA_BUF_REVOKED);
 
 	spin_lock(&vfio_pci_dma_bufs_lock);
 	while ((buf = list_first_entry_or_null(&vdev->dmabufs, typeof(*buf),
