@@ -2359,8 +2359,11 @@ static void test_passthrough(struct __test_metadata *_metadata, const char *gene
 			if (ret)
 				_exit(ret);
 		}
-		/* Else it was no test. */
-		VFIO_ASSERT_GT(in_flight, 0);
+		/* A slow task may find all completed, unless it has to ask. */
+		if (flags & IORING_SETUP_DEFER_TASKRUN)
+			VFIO_ASSERT_GT(in_flight, 0);
+		else
+			TH_LOG("%u of %u in flight", in_flight, rounds * PASS_COMMANDS);
 		_exit(0);
 	}
 
