@@ -11,12 +11,12 @@
 #include <linux/container_of.h>
 #include <linux/memremap.h>
 #include <linux/pci-p2pdma.h>
+#include <linux/types.h>
 #include <linux/xarray.h>
 
-struct gen_pool;
-
 struct pci_p2pdma {
-	struct gen_pool *pool;
+	/* struct p2pmem_resource, newest first; read under RCU */
+	struct list_head p2pmem;
 	bool p2pmem_published;
 	struct xarray map_types;
 	struct p2pdma_provider mem[PCI_STD_NUM_BARS];
@@ -33,14 +33,5 @@ to_p2p_pgmap(struct dev_pagemap *pgmap)
 {
 	return container_of(pgmap, struct pci_p2pdma_pagemap, pgmap);
 }
-
-#ifdef CONFIG_PCI_P2PDMA
-void pci_p2pdma_release_pool(struct pci_dev *pdev, struct pci_p2pdma *p2pdma);
-#else
-static inline void pci_p2pdma_release_pool(struct pci_dev *pdev,
-					   struct pci_p2pdma *p2pdma)
-{
-}
-#endif
 
 #endif /* DRIVERS_PCI_P2PDMA_H */

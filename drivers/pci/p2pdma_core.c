@@ -14,6 +14,7 @@
  */
 #include <linux/device.h>
 #include <linux/export.h>
+#include <linux/list.h>
 #include <linux/pci.h>
 #include <linux/pci-p2pdma.h>
 #include <linux/rcupdate.h>
@@ -30,14 +31,10 @@ static void pci_p2pdma_release(void *data)
 	if (!p2pdma)
 		return;
 
-	/* Flush and disable pci_alloc_p2p_mem() */
+	/* Flush and disable pci_alloc_p2p_mem(), and lookups of map types */
 	pdev->p2pdma = NULL;
-	if (p2pdma->pool)
-		synchronize_rcu();
+	synchronize_rcu();
 	xa_destroy(&p2pdma->map_types);
-
-	if (p2pdma->pool)
-		pci_p2pdma_release_pool(pdev, p2pdma);
 }
 
 /**
@@ -65,6 +62,7 @@ int pcim_p2pdma_init(struct pci_dev *pdev)
 	if (!p2p)
 		return -ENOMEM;
 
+	INIT_LIST_HEAD(&p2p->p2pmem);
 	xa_init(&p2p->map_types);
 	/*
 	 * Iterate over all standard PCI BARs and record only those that
