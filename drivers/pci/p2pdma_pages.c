@@ -154,11 +154,13 @@ static void p2pdma_pages_prep(const struct range *range)
  *
  * The provider, and so the driver, must outlive the pages.
  *
- * Context: May sleep, takes memory hotplug locks.
+ * Context: May sleep, takes memory hotplug locks.  The device's p2pmem resources
+ * are neither added nor removed meanwhile.
  * Return: the pages, all at rest, to be undone with pci_p2pdma_destroy_pages(),
  * or an ERR_PTR: -EINVAL if a range is empty or not aligned to
  * memremap_compat_align(), or is out of the reach of the direct map; -EBUSY if
- * there are pages for some of it already, or ranges overlap; -ENOMEM.
+ * there are pages for some of it already, or ranges overlap; -ENOMEM; what else
+ * memremap_pages() returns.
  */
 struct p2pdma_pages *pci_p2pdma_create_pages(struct p2pdma_provider *provider,
 					     const struct phys_vec *ranges,
@@ -224,7 +226,8 @@ EXPORT_SYMBOL_GPL(pci_p2pdma_create_pages);
 /**
  * pci_p2pdma_insert_pages - map pages for a fault
  * @pages: the pages
- * @vmf: the fault, in a shared VMA that is neither VM_PFNMAP nor VM_MIXEDMAP
+ * @vmf: the fault, in a shared VMA that is VM_DONTEXPAND (mlock() would keep
+ *	references otherwise) and neither VM_PFNMAP nor VM_MIXEDMAP
  * @pfn: first one of the pages to map
  * @order: how many pages to map, 0 or PMD_ORDER; @pfn, vmf->address and the VMA
  *	allow for it
@@ -264,7 +267,9 @@ EXPORT_SYMBOL_GPL(pci_p2pdma_insert_pages);
  * @pages: the pages, not handed out any more and not mapped
  * @intr: whether the wait is interruptible
  *
- * What is waited for is I/O: long-term pins of P2PDMA pages are refused.
+ * What is waited for is I/O, and who is about to start some: GUP that has got a
+ * part of its pages can sleep in the fault for the next, user-made faults
+ * included.  Long-term pins of P2PDMA pages are refused.
  *
  * Context: May sleep.  The caller holds no lock that a fault, or whoever
  * completes the I/O, could need.
@@ -289,7 +294,9 @@ EXPORT_SYMBOL_GPL(pci_p2pdma_wait_pages);
  */
 void pci_p2pdma_destroy_pages(struct p2pdma_pages *pages)
 {
-	WARN_ON_ONCE(atomic_read(&pages->nr_busy));
+	/* Better late than with a memmap that somebody still refers to */
+	if (WARN_ON_ONCE(atomic_read(&pages->nr_busy)))
+		pci_p2pdma_wait_pages(pages, false);
 
 	mutex_lock(&p2pdma_pages_mutex);
 	memunmap_pages(&pages->map.pgmap);

@@ -42,7 +42,7 @@
 
 #include "p2pdma.h"
 
-#define TEST_DOMAIN	0x7e570
+#define TEST_DOMAIN	0x7e57
 #define TEST_VENDOR	PCI_VENDOR_ID_GOOGLE	/* any of theirs may do P2P */
 #define TEST_DEVICE	0x7e57
 #define TEST_BUS_ADDR	SZ_2G
@@ -690,6 +690,7 @@ static int remover_thread(void *data)
 	return 0;
 }
 
+/* @remover is static: the thread of a test that has failed may still run */
 static void remover_start(struct kunit *test, struct remover *remover)
 {
 	struct task_struct *task;
@@ -708,7 +709,7 @@ static bool remover_finished(struct remover *remover, unsigned int ms)
 static void remove_waits(struct kunit *test)
 {
 	struct pci_dev *pdev = host->pdev[SIX];
-	struct remover remover = { .pdev = pdev, .bar = 1 };
+	static struct remover remover;
 	void *held, *other;
 
 	KUNIT_ASSERT_EQ(test, 0, pci_p2pdma_add_resource(pdev, 0, 0, 0));
@@ -717,6 +718,7 @@ static void remove_waits(struct kunit *test)
 	KUNIT_ASSERT_NOT_NULL(test, held);
 	KUNIT_ASSERT_TRUE(test, in_bar(pdev, 1, held));
 
+	remover = (struct remover){ .pdev = pdev, .bar = 1 };
 	remover_start(test, &remover);
 	KUNIT_EXPECT_FALSE(test, remover_finished(&remover, 300));
 
@@ -956,7 +958,7 @@ static void remove_zaps_only_its_bar(struct kunit *test)
 static void remove_waits_for_pins(struct kunit *test)
 {
 	struct pci_dev *pdev = host->pdev[SIX];
-	struct remover remover = { .pdev = pdev, .bar = 1 };
+	static struct remover remover;
 	struct mapping *mapping;
 	struct page *page;
 
@@ -966,6 +968,7 @@ static void remove_waits_for_pins(struct kunit *test)
 	page = pin(mapping->addr + PAGE_SIZE);
 	KUNIT_ASSERT_NOT_NULL(test, page);
 
+	remover = (struct remover){ .pdev = pdev, .bar = 1 };
 	remover_start(test, &remover);
 	KUNIT_EXPECT_FALSE(test, remover_finished(&remover, 300));
 	KUNIT_EXPECT_FALSE(test, mapped(mapping->addr + PAGE_SIZE));
@@ -1340,6 +1343,11 @@ static void pages_walk(struct kunit *test)
 		KUNIT_EXPECT_TRUE(test, mapped(map->addr));
 		KUNIT_EXPECT_EQ(test, 1, folio_ref_count(folio));
 		KUNIT_EXPECT_EQ(test, 1, folio_mapcount(folio));
+		if (folio_order(folio)) {
+			/* It is all mapped */
+			KUNIT_EXPECT_TRUE(test, mapped(map->addr + PAGE_SIZE));
+			KUNIT_EXPECT_EQ(test, 1, folio_ref_count(folio));
+		}
 
 		/* PTEs of the same folio, each with a reference */
 		KUNIT_EXPECT_TRUE(test, mapped(odd->addr));
@@ -1379,6 +1387,8 @@ static void pages_split(struct kunit *test)
 	map = map_file(test, pf.file, SZ_4M, 0);
 	KUNIT_ASSERT_FALSE(test, IS_ERR(map));
 	KUNIT_EXPECT_TRUE(test, mapped(map->addr));
+	if (folio_order(folio))
+		KUNIT_EXPECT_TRUE(test, mapped(map->addr + SZ_1M));
 	KUNIT_EXPECT_EQ(test, 1, folio_ref_count(folio));
 	vm_munmap(map->addr + SZ_1M, PAGE_SIZE);
 	KUNIT_EXPECT_TRUE(test, mapped(map->addr));
@@ -1393,7 +1403,7 @@ static void pages_split(struct kunit *test)
 
 static void pages_wait_for_pins(struct kunit *test)
 {
-	struct remover remover = { };
+	static struct remover remover;
 	struct pages_file pf;
 	struct mapping *map;
 	struct page *page;
@@ -1404,7 +1414,7 @@ static void pages_wait_for_pins(struct kunit *test)
 	page = pin(map->addr + SZ_1M);
 	KUNIT_ASSERT_NOT_NULL(test, page);
 
-	remover.pages = pf.pages;
+	remover = (struct remover){ .pages = pf.pages };
 	pf.pages = NULL;
 	pages_zap(&pf);
 	remover_start(test, &remover);

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 
 #include <linux/align.h>
@@ -488,16 +489,25 @@ TEST_F(bar_mmap, huge_faults)
 }
 
 /*
- * The mapping keeps the device open: there can be no other user of it until
- * the mapping is gone.
+ * What is possible only while the device is not open: another user of it or,
+ * without an IOMMU, the end of its group's use.
  */
+static int take_device(struct bar_test *t, int cdev)
+{
+	if (t->iommu->iommufd)
+		return __vfio_device_bind_iommufd(cdev, t->iommu->iommufd, NULL);
+
+	return ioctl(t->device->group_fd, VFIO_GROUP_UNSET_CONTAINER) ? -errno : 0;
+}
+
+/* The mapping keeps the device open, until it is gone. */
 TEST_F(bar_mmap, outlives_fd)
 {
 	struct bar_test *t = &self->t;
-	const char *cdev = vfio_pci_get_cdev_path(device_bdf);
-	void *vaddr;
 	u32 before, after;
-	int fd;
+	const char *cdev;
+	void *vaddr;
+	int fd = -1;
 
 	vaddr = mmap_bar(t->device->fd, 2 * t->page, t->offset, 0);
 	ASSERT_EQ(0, try_read32(vaddr, &before));
@@ -507,19 +517,23 @@ TEST_F(bar_mmap, outlives_fd)
 	ASSERT_EQ(before, after);
 	ASSERT_EQ(0, try_read32(vaddr + t->page, &after));
 
-	fd = open(cdev, O_RDWR);
-	ASSERT_GE(fd, 0);
-	ASSERT_NE(0, __vfio_device_bind_iommufd(fd, t->iommu->iommufd, NULL));
+	if (t->iommu->iommufd) {
+		cdev = vfio_pci_get_cdev_path(device_bdf);
+		fd = open(cdev, O_RDWR);
+		ASSERT_GE(fd, 0);
+		free((void *)cdev);
+	}
+	ASSERT_NE(0, take_device(t, fd));
 
 	/* Half of it is enough. */
 	munmap_bar(vaddr, t->page);
-	ASSERT_NE(0, __vfio_device_bind_iommufd(fd, t->iommu->iommufd, NULL));
+	ASSERT_NE(0, take_device(t, fd));
 	ASSERT_EQ(0, try_read32(vaddr + t->page, &after));
 
 	munmap_bar(vaddr + t->page, t->page);
-	ASSERT_EQ(0, __vfio_device_bind_iommufd(fd, t->iommu->iommufd, NULL));
-	ASSERT_EQ(0, close(fd));
-	free((void *)cdev);
+	ASSERT_EQ(0, take_device(t, fd));
+	if (fd >= 0)
+		ASSERT_EQ(0, close(fd));
 }
 
 /* Everything that mmap() refuses, and why. */
@@ -1028,7 +1042,7 @@ FIXTURE_SETUP(bar_group)
 	if (!vfio_pci_has_group(device_bdf))
 		SKIP(return, "no access by group: a device is opened once");
 
-	bar_test_setup(&self->t, MODE_IOMMUFD_COMPAT_TYPE1V2);
+	bar_test_setup(&self->t, vfio_pci_group_iommu_mode(device_bdf));
 	if (self->t.bar < 0)
 		SKIP(return, "No mappable BAR on %s", device_bdf);
 	self->again = vfio_pci_group_reopen(self->t.device);

@@ -5,6 +5,10 @@
  *
  * $VFIO_SELFTESTS_BLKDEV names a block device that takes PCI P2PDMA pages, NVMe
  * for one. ITS CONTENTS ARE OVERWRITTEN, as are those of the largest BAR.
+ *
+ * VFIO_SELFTESTS_NO_P2P=1 announces that no DMA between the two is possible, as
+ * they share no switch and the kernel does not know what their root complex
+ * does with it. Then all O_DIRECT to the BAR has to be refused.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -49,6 +53,7 @@
 static const char *device_bdf;
 static const char *other_bdf;
 static const char *block_path;
+static bool no_p2p;
 
 struct odirect_test {
 	struct iommu *iommu;
@@ -83,6 +88,8 @@ static const char *odirect_test_setup(struct odirect_test *test, bool need_block
 		return "the kernel cannot revoke dma-bufs, as announced";
 	if (need_block && !block_path)
 		return "VFIO_SELFTESTS_BLKDEV is not set";
+	if (need_block && no_p2p)
+		return "the block device cannot reach the BAR, as announced";
 
 	test->bar = vfio_pci_largest_bar(test->device);
 	if (test->bar < 0)
@@ -719,9 +726,9 @@ static void split_mremap(struct odirect_test *test, void *vaddr)
 {
 	void *target = mmap_reserve(SZ_2M, SZ_2M, test->page);
 
-	VFIO_ASSERT_EQ((u64)mremap(vaddr + SPLIT_AT, SZ_2M, SZ_2M,
-				   MREMAP_MAYMOVE | MREMAP_FIXED, target),
-		       (u64)target);
+	VFIO_ASSERT_EQ(mremap(vaddr + SPLIT_AT, SZ_2M, SZ_2M,
+			      MREMAP_MAYMOVE | MREMAP_FIXED, target),
+		       target);
 	VFIO_ASSERT_EQ(try_touch(target, SZ_2M), 0);
 	munmap_bar(target, SZ_2M);
 }
@@ -730,9 +737,9 @@ static void split_mremap(struct odirect_test *test, void *vaddr)
 static void split_mremap_keep(struct odirect_test *test, void *vaddr)
 {
 	test->moved = mmap_reserve(SZ_2M, SZ_2M, test->page);
-	VFIO_ASSERT_EQ((u64)mremap(vaddr + SPLIT_AT, SZ_2M, SZ_2M,
-				   MREMAP_MAYMOVE | MREMAP_FIXED, test->moved),
-		       (u64)test->moved);
+	VFIO_ASSERT_EQ(mremap(vaddr + SPLIT_AT, SZ_2M, SZ_2M,
+			      MREMAP_MAYMOVE | MREMAP_FIXED, test->moved),
+		       test->moved);
 	VFIO_ASSERT_EQ(try_touch(test->moved, SZ_2M), 0);
 }
 
@@ -1640,6 +1647,177 @@ TEST_F_TIMEOUT(odirect_block, revoke_in_flight, 240)
 	ASSERT_GT(cut, 0);
 }
 
+/*
+ * A block device that cannot reach the BAR: the pages are pinned and the I/O
+ * is built before anybody notices.
+ */
+FIXTURE(odirect_refused) {
+	struct odirect_test t;
+};
+
+FIXTURE_SETUP(odirect_refused)
+{
+	const char *reason = odirect_test_setup(&self->t, false);
+
+	if (reason)
+		SKIP(return, "%s: %s", device_bdf, reason);
+	if (!block_path)
+		SKIP(return, "VFIO_SELFTESTS_BLKDEV is not set");
+	if (!no_p2p)
+		SKIP(return, "the block device reaches the BAR");
+}
+
+FIXTURE_TEARDOWN(odirect_refused)
+{
+	odirect_test_teardown(&self->t);
+}
+
+/* By the block layer or by the DMA API, not by who looks for the pages. */
+static bool is_refused(ssize_t ret)
+{
+	return ret == -EINVAL || ret == -EREMOTEIO;
+}
+
+TEST_F_TIMEOUT(odirect_refused, io, 60)
+{
+	struct odirect_test *t = &self->t;
+	const size_t sizes[] = { SZ_4K, SZ_64K, SZ_8M };
+	const size_t offset = SZ_2M - SZ_4K;
+	struct iovec iov[2];
+	ssize_t ret;
+	void *vaddr;
+	u64 start;
+	u32 value;
+	int fd, i;
+
+	block_fill(t, SZ_8M, 0, 101);
+	fd = export_pages(t, 0, SZ_16M);
+	vaddr = mmap_bar(fd, SZ_16M, 0, 0);
+	pattern_fill(t->vaddr, SZ_16M, 102);
+
+	for (i = 0; i < ARRAY_SIZE(sizes); i++) {
+		ret = block_read(t, vaddr + offset, sizes[i], 0);
+		EXPECT_TRUE(is_refused(ret)) {
+			TH_LOG("read of %#zx: %zd", sizes[i], ret);
+		}
+		ret = block_write(t, vaddr + offset, sizes[i], 0);
+		EXPECT_TRUE(is_refused(ret)) {
+			TH_LOG("write of %#zx: %zd", sizes[i], ret);
+		}
+
+		/* The same is possible with RAM. */
+		ASSERT_EQ(sizes[i], block_check(t, sizes[i], 0, 101));
+	}
+
+	ASSERT_EQ(SZ_16M, pattern_check(t->vaddr, SZ_16M, 102));
+	ASSERT_EQ(SZ_8M, block_check(t, SZ_8M, 0, 101));
+
+	/* What begins in RAM may end in the page cache, and with a copy by the CPU. */
+	iov[0] = (struct iovec) { t->ram, SZ_64K };
+	iov[1] = (struct iovec) { vaddr + offset, SZ_64K };
+	ret = preadv(t->block, iov, 2, 0);
+	if (ret == 2 * SZ_64K) {
+		ASSERT_EQ(SZ_64K, pattern_check(t->vaddr + offset, SZ_64K,
+						101 + SZ_64K / sizeof(u64)));
+		pattern_fill(t->vaddr, SZ_16M, 102);
+	} else if (ret != SZ_64K) {
+		ASSERT_EQ(-1, ret);
+		ASSERT_TRUE(is_refused(-errno));
+	}
+
+	/* Nothing has been left behind that would have to be waited for. */
+	vfio_pci_cmd_clear(t->device, PCI_COMMAND_MEMORY);
+	ASSERT_EQ(SIGBUS, try_read32(vaddr + offset, &value));
+	ASSERT_EQ(-EFAULT, block_read(t, vaddr + offset, SZ_64K, 0));
+	vfio_pci_cmd_set(t->device, PCI_COMMAND_MEMORY);
+	ASSERT_EQ(0, try_touch(vaddr, SZ_16M));
+
+	ASSERT_TRUE(is_refused(block_read(t, vaddr + offset, SZ_8M, 0)));
+	start = milliseconds();
+	vfio_pci_dmabuf_revoke(t->device, fd);
+	ASSERT_LT(milliseconds() - start, 5000);
+	ASSERT_EQ(SIGBUS, try_read32(vaddr + offset, &value));
+	ASSERT_EQ(-EFAULT, block_read(t, vaddr + offset, SZ_64K, 0));
+	ASSERT_EQ(SZ_16M, pattern_check(t->vaddr, SZ_16M, 102));
+
+	munmap_bar(vaddr, SZ_16M);
+	ASSERT_EQ(0, close(fd));
+	ASSERT_EQ(0, close(export_pages(t, 0, SZ_16M)));
+}
+
+static void *refused_thread(void *data)
+{
+	struct storm *storm = data;
+	ssize_t ret;
+
+	while (!READ_ONCE(storm->stop)) {
+		if (storm->write)
+			ret = block_write(storm->t, storm->vaddr, SZ_1M, SZ_16M);
+		else
+			ret = block_read(storm->t, storm->vaddr, SZ_1M, 0);
+
+		if (is_refused(ret))
+			WRITE_ONCE(storm->refused, storm->refused + 1);
+		else if (ret != -EFAULT)
+			WRITE_ONCE(storm->unexpected, ret ?: -ENODATA);
+	}
+
+	return NULL;
+}
+
+/* The same all the time, while the BAR comes and goes. */
+TEST_F_TIMEOUT(odirect_refused, storm, 120)
+{
+	struct odirect_test *t = &self->t;
+	struct storm storms[2] = {};
+	pthread_t threads[2];
+	void *vaddr;
+	u32 value;
+	u64 start;
+	int fd, i;
+
+	block_fill(t, SZ_1M, 0, 103);
+	block_fill(t, SZ_1M, SZ_16M, 104);
+	fd = export_pages(t, 0, SZ_4M);
+	vaddr = mmap_bar(fd, SZ_4M, 0, 0);
+	pattern_fill(t->vaddr, SZ_4M, 105);
+
+	for (i = 0; i < 2; i++) {
+		storms[i].t = t;
+		storms[i].vaddr = vaddr + i * SZ_2M;
+		storms[i].write = i;
+		ASSERT_EQ(0, pthread_create(&threads[i], NULL, refused_thread, &storms[i]));
+	}
+
+	for (i = 0; i < 50; i++) {
+		start = READ_ONCE(storms[i & 1].refused);
+		while (i % 10 == 0 && READ_ONCE(storms[i & 1].refused) == start &&
+		       !READ_ONCE(storms[i & 1].unexpected))
+			usleep(1000);
+
+		vfio_pci_cmd_clear(t->device, PCI_COMMAND_MEMORY);
+		ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
+		vfio_pci_cmd_set(t->device, PCI_COMMAND_MEMORY);
+		ASSERT_EQ(0, try_read32(vaddr, &value));
+		usleep(random() % 5000);
+	}
+
+	vfio_pci_dmabuf_revoke(t->device, fd);
+	for (i = 0; i < 2; i++)
+		WRITE_ONCE(storms[i].stop, true);
+	for (i = 0; i < 2; i++) {
+		ASSERT_EQ(0, pthread_join(threads[i], NULL));
+		ASSERT_EQ(0, storms[i].unexpected);
+		ASSERT_GT(storms[i].refused, 0);
+	}
+
+	ASSERT_EQ(SZ_4M, pattern_check(t->vaddr, SZ_4M, 105));
+	ASSERT_EQ(SZ_1M, block_check(t, SZ_1M, 0, 103));
+	ASSERT_EQ(SZ_1M, block_check(t, SZ_1M, SZ_16M, 104));
+	munmap_bar(vaddr, SZ_4M);
+	ASSERT_EQ(0, close(fd));
+}
+
 /* Two threads unmap and fault the same page: the last reference and the first. */
 static void *refault_thread(void *data)
 {
@@ -2095,8 +2273,8 @@ static bool pass_ring_setup(struct pass_ring *ring, u32 flags)
 	ring->fd = syscall(__NR_io_uring_setup, PASS_COMMANDS, params);
 	VFIO_ASSERT_GE(ring->fd, 0);
 	VFIO_ASSERT_TRUE(params->features & IORING_FEAT_SINGLE_MMAP);
-	ring->rings_size = max(params->sq_off.array + params->sq_entries * sizeof(u32),
-			       params->cq_off.cqes + params->cq_entries * 32UL);
+	ring->rings_size = max_t(size_t, params->sq_off.array + params->sq_entries * sizeof(u32),
+				 params->cq_off.cqes + params->cq_entries * 32);
 	ring->rings = mmap(NULL, ring->rings_size, PROT_READ | PROT_WRITE,
 			   MAP_SHARED, ring->fd, IORING_OFF_SQ_RING);
 	VFIO_ASSERT_NE(ring->rings, MAP_FAILED);
@@ -2160,8 +2338,8 @@ static u32 pass_ring_completions(struct pass_ring *ring)
 	return __atomic_load_n(tail, __ATOMIC_ACQUIRE) - *head;
 }
 
-/* All of them have done what they were asked for. */
-static void pass_ring_reap(struct pass_ring *ring)
+/* All of them have done what they were asked for, or none of them has. */
+static void pass_ring_reap(struct pass_ring *ring, bool refused)
 {
 	u32 *head = ring->rings + ring->params.cq_off.head;
 	u32 *mask = ring->rings + ring->params.cq_off.ring_mask;
@@ -2177,7 +2355,8 @@ static void pass_ring_reap(struct pass_ring *ring)
 
 	for (i = 0; i < PASS_COMMANDS; i++) {
 		cqe = cqes + ((*head + i) & *mask) * 32;
-		VFIO_ASSERT_EQ(cqe->res, 0, "command %d\n", (int)cqe->user_data);
+		VFIO_ASSERT_EQ(!!cqe->res, refused, "command %d: %d\n",
+			       (int)cqe->user_data, cqe->res);
 	}
 	__atomic_store_n(head, *head + PASS_COMMANDS, __ATOMIC_RELEASE);
 }
@@ -2275,7 +2454,7 @@ static int pass_round(const char *generic_path, u32 flags,
 			VFIO_ASSERT_EQ(pattern_check(t->vaddr, PASS_SIZE, 91), PASS_SIZE);
 		pattern_fill(t->vaddr, PASS_SIZE, 93);
 	}
-	pass_ring_reap(&ring);
+	pass_ring_reap(&ring, false);
 	if (end != pass_end_close_device)
 		VFIO_ASSERT_EQ(pattern_check(t->vaddr, PASS_SIZE, 93), PASS_SIZE);
 
@@ -2287,6 +2466,73 @@ static int pass_round(const char *generic_path, u32 flags,
 	odirect_test_teardown(t);
 
 	return 0;
+}
+
+/* Returns why there is none. /dev/nvme0n1 and /dev/ng0n1 are the same namespace. */
+static const char *pass_generic_path(char *generic_path, size_t size)
+{
+	struct pass_ring ring;
+	const char *name;
+	char path[128];
+
+	if (!block_path)
+		return "VFIO_SELFTESTS_BLKDEV is not set";
+
+	name = strrchr(block_path, '/');
+	name = name ? name + 1 : block_path;
+	if (strncmp(name, "nvme", 4))
+		return "the block device is not an NVMe namespace";
+	snprintf_assert(path, sizeof(path), "/sys/block/%s/device/ng%s", name, name + 4);
+	if (access(path, F_OK))
+		return "the block device has no generic device";
+	snprintf_assert(generic_path, size, "/dev/ng%s", name + 4);
+
+	if (!pass_ring_setup(&ring, 0))
+		return "no io_uring";
+	pass_ring_cleanup(&ring);
+
+	return NULL;
+}
+
+/* A block device that cannot reach the BAR does not do so either. */
+TEST_F_TIMEOUT(odirect_refused, passthrough, 60)
+{
+	struct odirect_test *t = &self->t;
+	char generic_path[64];
+	struct pass_ring ring;
+	const char *reason;
+	void *vaddr;
+	u32 value;
+	int generic, fd;
+
+	reason = pass_generic_path(generic_path, sizeof(generic_path));
+	if (reason)
+		SKIP(return, "%s", reason);
+
+	generic = open(generic_path, O_RDWR);
+	ASSERT_GE(generic, 0);
+	ASSERT_TRUE(pass_ring_setup(&ring, 0));
+	block_fill(t, PASS_SIZE, 0, 106);
+	fd = export_pages(t, 0, PASS_SIZE);
+	vaddr = mmap_bar(fd, PASS_SIZE, 0, 0);
+	pattern_fill(t->vaddr, PASS_SIZE, 107);
+
+	pass_ring_read(&ring, t, generic, vaddr);
+	pass_ring_reap(&ring, true);
+	ASSERT_EQ(PASS_SIZE, pattern_check(t->vaddr, PASS_SIZE, 107));
+
+	vfio_pci_dmabuf_revoke(t->device, fd);
+	ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
+	munmap_bar(vaddr, PASS_SIZE);
+	ASSERT_EQ(0, close(fd));
+
+	/* The same ring, the same disk, and RAM. */
+	memset(t->ram, 0, PASS_SIZE);
+	pass_ring_read(&ring, t, generic, t->ram);
+	pass_ring_reap(&ring, false);
+	ASSERT_EQ(PASS_SIZE, pattern_check(t->ram, PASS_SIZE, 106));
+	pass_ring_cleanup(&ring);
+	ASSERT_EQ(0, close(generic));
 }
 
 FIXTURE(odirect_passthrough) {
@@ -2315,27 +2561,13 @@ FIXTURE_VARIANT_ADD(odirect_passthrough, reset) {
 
 FIXTURE_SETUP(odirect_passthrough)
 {
-	struct pass_ring ring;
-	const char *name;
-	char path[128];
+	const char *reason = pass_generic_path(self->generic_path,
+					       sizeof(self->generic_path));
 
-	if (!block_path)
-		SKIP(return, "VFIO_SELFTESTS_BLKDEV is not set");
-
-	/* /dev/nvme0n1 and /dev/ng0n1 are the same namespace. */
-	name = strrchr(block_path, '/');
-	name = name ? name + 1 : block_path;
-	if (strncmp(name, "nvme", 4))
-		SKIP(return, "%s is not an NVMe namespace", block_path);
-	snprintf_assert(path, sizeof(path), "/sys/block/%s/device/ng%s", name, name + 4);
-	if (access(path, F_OK))
-		SKIP(return, "%s has no generic device", block_path);
-	snprintf_assert(self->generic_path, sizeof(self->generic_path),
-			"/dev/ng%s", name + 4);
-
-	if (!pass_ring_setup(&ring, 0))
-		SKIP(return, "no io_uring");
-	pass_ring_cleanup(&ring);
+	if (reason)
+		SKIP(return, "%s", reason);
+	if (no_p2p)
+		SKIP(return, "the block device cannot reach the BAR, as announced");
 }
 
 FIXTURE_TEARDOWN(odirect_passthrough)
@@ -2411,6 +2643,7 @@ int main(int argc, char *argv[])
 	device_bdf = bdfs[0];
 	other_bdf = nr > 1 ? bdfs[1] : getenv("VFIO_SELFTESTS_BDF2");
 	block_path = getenv("VFIO_SELFTESTS_BLKDEV");
+	no_p2p = env_is_set("VFIO_SELFTESTS_NO_P2P");
 
 	return test_harness_run(argc, argv);
 }

@@ -61,7 +61,7 @@ bool vfio_device_has_feature(struct vfio_pci_device *device, u32 op, u16 feature
 	return probe_feature(device, op, feature) == 0;
 }
 
-static bool env_is_set(const char *name)
+bool env_is_set(const char *name)
 {
 	const char *value = getenv(name);
 
@@ -129,9 +129,9 @@ int vfio_pci_dmabuf_export(struct vfio_pci_device *device, u32 bar, u64 offset,
 
 	fd = __vfio_pci_dmabuf_export(device, bar, &range, 1,
 				      O_RDWR | O_CLOEXEC, flags);
-	VFIO_ASSERT_GE(fd, 0, "export of BAR %u at %#lx + %#lx, flags %#x: %d\n",
-		       bar, (unsigned long)offset, (unsigned long)length,
-		       flags, fd);
+	VFIO_ASSERT_GE(fd, 0, "export of BAR %u at %#llx + %#llx, flags %#x: %d\n",
+		       bar, (unsigned long long)offset,
+		       (unsigned long long)length, flags, fd);
 
 	return fd;
 }
@@ -758,12 +758,18 @@ bool huge_faults_enabled(void)
 
 bool vfio_pci_has_group(const char *bdf)
 {
-	char path[64];
+	const char *path = vfio_pci_get_group_path(bdf);
+	bool found = !access(path, F_OK);
 
-	snprintf_assert(path, sizeof(path), "/dev/vfio/%d",
-			sysfs_iommu_group_get(bdf));
+	free((void *)path);
 
-	return !access(path, F_OK);
+	return found;
+}
+
+const char *vfio_pci_group_iommu_mode(const char *bdf)
+{
+	return sysfs_iommu_group_is_noiommu(bdf) ? MODE_VFIO_NOIOMMU :
+						   MODE_IOMMUFD_COMPAT_TYPE1V2;
 }
 
 int vfio_pci_group_reopen(struct vfio_pci_device *device)

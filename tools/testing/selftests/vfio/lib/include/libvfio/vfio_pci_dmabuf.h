@@ -33,6 +33,9 @@ int __vfio_device_feature(int fd, u32 flags, void *data, size_t size);
 /* True if the kernel knows @op (VFIO_DEVICE_FEATURE_GET or _SET) of @feature. */
 bool vfio_device_has_feature(struct vfio_pci_device *device, u32 op, u16 feature);
 
+/* True unless it is not there, empty or 0. */
+bool env_is_set(const char *name);
+
 /*
  * True if BARs can be exported as dma-bufs, and if those can be mapped and
  * revoked. A kernel that lacks one of the two fails, unless it was announced:
@@ -176,10 +179,12 @@ int vfio_pci_sysfs_reset(struct vfio_pci_device *device);
 bool huge_faults_enabled(void);
 
 /*
- * A device that was opened through its group can be opened once more; returns
- * the fd. Then one of the two can be closed, and the other one is @device->fd.
+ * A device that was opened through its group, for which there is a mode of the
+ * IOMMU, can be opened once more; returns the fd. Then one of the two can be
+ * closed, and the other one is @device->fd.
  */
 bool vfio_pci_has_group(const char *bdf);
+const char *vfio_pci_group_iommu_mode(const char *bdf);
 int vfio_pci_group_reopen(struct vfio_pci_device *device);
 void vfio_pci_group_close_one(struct vfio_pci_device *device, int again,
 			      bool second);
