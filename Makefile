@@ -14,13 +14,21 @@ help:		## this list
 	@echo "KERNEL_SRC=dir  kernel source of your own instead of Debian's"
 	@echo 'P2P_CACHE=dir   where downloads and compiled objects are kept (default build/cache)'
 
-.PHONY: demo check
+.PHONY: demo check bench
 demo:		## the main job, from nothing: disk to BAR with nothing in between
 	@harness/demo
 
 check:		## all tests, from nothing
 	@harness/prereqs tree build vm check
 	@harness/check
+
+bench:		## what the CPU path costs, counted in instructions, against the stock kernel
+	@harness/prereqs tree build vm
+	@harness/series stock
+	@harness/series tree auto
+	@harness/build bench stock
+	@harness/build bench
+	@harness/bench
 
 .PHONY: tree export series
 tree:		## build/linux: the kernel source in git, one commit per patch
