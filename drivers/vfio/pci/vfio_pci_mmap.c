@@ -55,6 +55,34 @@ void vfio_pci_dma_buf_index_ranges(struct vfio_pci_dma_buf *buf)
 	}
 }
 
+/* Inlined where a page fault is handled */
+static __always_inline bool
+__vfio_pci_dma_buf_lookup(const struct vfio_pci_dma_buf *buf,
+			  unsigned long pgoff, unsigned long nr,
+			  unsigned long *pfn)
+{
+	u32 lo = 0, hi = buf->nr_ranges;
+	unsigned long last;
+
+	/* The last range that begins at or before pgoff */
+	while (hi - lo > 1) {
+		u32 mid = lo + (hi - lo) / 2;
+
+		if (buf->range_pgoff[mid] <= pgoff)
+			lo = mid;
+		else
+			hi = mid;
+	}
+
+	pgoff -= buf->range_pgoff[lo];
+	last = pgoff + nr - 1;
+	if (last < pgoff || last >= buf->phys_vec[lo].len >> PAGE_SHIFT)
+		return false;
+
+	*pfn = PHYS_PFN(buf->phys_vec[lo].paddr) + pgoff;
+	return true;
+}
+
 /**
  * vfio_pci_dma_buf_lookup - find the memory at an offset in a buffer
  * @buf: the buffer
@@ -68,30 +96,12 @@ bool vfio_pci_dma_buf_lookup(const struct vfio_pci_dma_buf *buf,
 			     unsigned long pgoff, unsigned long nr,
 			     unsigned long *pfn)
 {
-	u32 lo = 0, hi = buf->nr_ranges;
-	unsigned long len;
-
-	/* The last range that begins at or before pgoff */
-	while (hi - lo > 1) {
-		u32 mid = lo + (hi - lo) / 2;
-
-		if (buf->range_pgoff[mid] <= pgoff)
-			lo = mid;
-		else
-			hi = mid;
-	}
-
-	pgoff -= buf->range_pgoff[lo];
-	len = buf->phys_vec[lo].len >> PAGE_SHIFT;
-	if (pgoff >= len || nr > len - pgoff)
-		return false;
-
-	*pfn = PHYS_PFN(buf->phys_vec[lo].paddr) + pgoff;
-	return true;
+	return __vfio_pci_dma_buf_lookup(buf, pgoff, nr, pfn);
 }
 
-static vm_fault_t vfio_pci_dma_buf_huge_fault(struct vm_fault *vmf,
-					      unsigned int order)
+/* Inlined to be compiled for order 0 alone, too */
+static __always_inline vm_fault_t
+__vfio_pci_dma_buf_fault(struct vm_fault *vmf, unsigned int order)
 {
 	struct vm_area_struct *vma = vmf->vma;
 	struct dma_buf *dmabuf = vma->vm_file->private_data;
@@ -105,7 +115,7 @@ static vm_fault_t vfio_pci_dma_buf_huge_fault(struct vm_fault *vmf,
 		return VM_FAULT_FALLBACK;
 
 	pgoff = vma->vm_pgoff - buf->base_pgoff + linear_page_delta(vma, addr);
-	if (!vfio_pci_dma_buf_lookup(buf, pgoff, 1UL << order, &pfn))
+	if (!__vfio_pci_dma_buf_lookup(buf, pgoff, 1UL << order, &pfn))
 		return order ? VM_FAULT_FALLBACK : VM_FAULT_SIGBUS;
 	if (!IS_ALIGNED(pfn, 1UL << order))
 		return VM_FAULT_FALLBACK;
@@ -117,9 +127,15 @@ static vm_fault_t vfio_pci_dma_buf_huge_fault(struct vm_fault *vmf,
 	return ret;
 }
 
+static vm_fault_t vfio_pci_dma_buf_huge_fault(struct vm_fault *vmf,
+					      unsigned int order)
+{
+	return __vfio_pci_dma_buf_fault(vmf, order);
+}
+
 static vm_fault_t vfio_pci_dma_buf_fault(struct vm_fault *vmf)
 {
-	return vfio_pci_dma_buf_huge_fault(vmf, 0);
+	return __vfio_pci_dma_buf_fault(vmf, 0);
 }
 
 static void vfio_pci_bar_vma_open(struct vm_area_struct *vma)
