@@ -14,9 +14,10 @@
  * that takes the BAR away comes through vfio_pci_dma_buf_suspend(),
  * vfio_pci_dma_buf_cleanup() or vfio_pci_dma_buf_revoke() first.
  *
- * Taking access away has four steps.  They are done for all of a device's
- * buffers before the next one begins, so that the CPUs are cut off at once
- * and no importer waits for another to be told:
+ * Taking access away has four steps.  Each is done for all of a device's
+ * buffers, and for all devices that are reset together, before the next one
+ * begins, so that the CPUs are cut off at once and no importer waits for another
+ * to be told:
  *
  *  1. the state is set: nobody enters any more, and all who did have left,
  *  2. the page table entries of all mappings are zapped,
@@ -320,7 +321,7 @@ vfio_pci_dma_bufs_change_reasons(struct vfio_pci_core_device *vdev,
 	return reasons;
 }
 
-/* Steps 1 to 3 for all buffers */
+/* Steps 1 and 2 for all buffers */
 static void vfio_pci_dma_bufs_cut(struct vfio_pci_core_device *vdev,
 				  enum vfio_pci_dma_buf_state state)
 {
@@ -328,17 +329,22 @@ static void vfio_pci_dma_bufs_cut(struct vfio_pci_core_device *vdev,
 
 	while ((buf = vfio_pci_dma_buf_next(vdev, buf)))
 		vfio_pci_dma_buf_cut(buf, state);
+}
+
+/* Step 3 for all buffers */
+static void vfio_pci_dma_bufs_notify(struct vfio_pci_core_device *vdev)
+{
+	struct vfio_pci_dma_buf *buf = NULL;
+
 	while ((buf = vfio_pci_dma_buf_next(vdev, buf)))
 		vfio_pci_dma_buf_notify(buf);
 }
 
-static void vfio_pci_dma_bufs_take_back(struct vfio_pci_core_device *vdev,
-					enum vfio_pci_dma_buf_state state)
+/* Step 4 for all buffers */
+static void vfio_pci_dma_bufs_drain(struct vfio_pci_core_device *vdev)
 {
 	struct vfio_pci_dma_buf *buf = NULL;
 
-	vfio_pci_dma_bufs_change_reasons(vdev, 0, VFIO_PCI_BARS_OFF);
-	vfio_pci_dma_bufs_cut(vdev, state);
 	while ((buf = vfio_pci_dma_buf_next(vdev, buf)))
 		vfio_pci_dma_buf_drain(buf, false);
 }
@@ -375,8 +381,50 @@ void vfio_pci_dma_buf_suspend(struct vfio_pci_core_device *vdev)
 	lockdep_assert_held_write(&vdev->memory_lock);
 
 	mutex_lock(&vdev->dmabufs_lock);
-	vfio_pci_dma_bufs_take_back(vdev, VFIO_PCI_DMA_BUF_SUSPENDED);
+	vfio_pci_dma_bufs_change_reasons(vdev, 0, VFIO_PCI_BARS_OFF);
+	vfio_pci_dma_bufs_cut(vdev, VFIO_PCI_DMA_BUF_SUSPENDED);
+	vfio_pci_dma_bufs_notify(vdev);
+	vfio_pci_dma_bufs_drain(vdev);
 	mutex_unlock(&vdev->dmabufs_lock);
+}
+
+/**
+ * vfio_pci_dma_buf_suspend_set - the same for devices that are reset together
+ * @dev_set: the devices, all of them vfio-pci's
+ *
+ * Each step is done for all devices before the next one begins.
+ *
+ * Context: as vfio_pci_dma_buf_suspend(), with memory_lock of all devices.
+ */
+void vfio_pci_dma_buf_suspend_set(struct vfio_device_set *dev_set)
+{
+	struct vfio_pci_core_device *vdev;
+
+	lockdep_assert_held(&dev_set->lock);
+
+	/*
+	 * A device's lock is not kept between the steps: it is never held while
+	 * waiting for another device.  With VFIO_PCI_BARS_OFF set nobody gives
+	 * access back in between.
+	 */
+	list_for_each_entry(vdev, &dev_set->device_list, vdev.dev_set_list) {
+		lockdep_assert_held_write(&vdev->memory_lock);
+
+		mutex_lock(&vdev->dmabufs_lock);
+		vfio_pci_dma_bufs_change_reasons(vdev, 0, VFIO_PCI_BARS_OFF);
+		vfio_pci_dma_bufs_cut(vdev, VFIO_PCI_DMA_BUF_SUSPENDED);
+		mutex_unlock(&vdev->dmabufs_lock);
+	}
+	list_for_each_entry(vdev, &dev_set->device_list, vdev.dev_set_list) {
+		mutex_lock(&vdev->dmabufs_lock);
+		vfio_pci_dma_bufs_notify(vdev);
+		mutex_unlock(&vdev->dmabufs_lock);
+	}
+	list_for_each_entry(vdev, &dev_set->device_list, vdev.dev_set_list) {
+		mutex_lock(&vdev->dmabufs_lock);
+		vfio_pci_dma_bufs_drain(vdev);
+		mutex_unlock(&vdev->dmabufs_lock);
+	}
 }
 
 /**
@@ -425,6 +473,7 @@ void vfio_pci_dma_buf_reset_begin(struct vfio_pci_core_device *vdev)
 		return;
 
 	vfio_pci_dma_bufs_cut(vdev, VFIO_PCI_DMA_BUF_SUSPENDED);
+	vfio_pci_dma_bufs_notify(vdev);
 	mutex_unlock(&vdev->dmabufs_lock);
 }
 
@@ -460,7 +509,10 @@ void vfio_pci_dma_buf_cleanup(struct vfio_pci_core_device *vdev)
 
 	down_write(&vdev->memory_lock);
 	mutex_lock(&vdev->dmabufs_lock);
-	vfio_pci_dma_bufs_take_back(vdev, VFIO_PCI_DMA_BUF_REVOKED);
+	vfio_pci_dma_bufs_change_reasons(vdev, 0, VFIO_PCI_BARS_OFF);
+	vfio_pci_dma_bufs_cut(vdev, VFIO_PCI_DMA_BUF_REVOKED);
+	vfio_pci_dma_bufs_notify(vdev);
+	vfio_pci_dma_bufs_drain(vdev);
 
 	spin_lock(&vfio_pci_dma_bufs_lock);
 	while ((buf = list_first_entry_or_null(&vdev->dmabufs, typeof(*buf),
