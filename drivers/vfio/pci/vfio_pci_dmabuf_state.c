@@ -331,6 +331,15 @@ static void vfio_pci_dma_bufs_cut(struct vfio_pci_core_device *vdev,
 		vfio_pci_dma_buf_cut(buf, state);
 }
 
+/* The same, for all but resets from outside, which can tell when it is done */
+static void vfio_pci_dma_bufs_off(struct vfio_pci_core_device *vdev,
+				  enum vfio_pci_dma_buf_state state)
+{
+	vfio_pci_dma_bufs_change_reasons(vdev, 0, VFIO_PCI_BARS_OFF);
+	vfio_pci_dma_bufs_cut(vdev, state);
+	vfio_pci_dma_bufs_change_reasons(vdev, 0, VFIO_PCI_BARS_CUT);
+}
+
 /* Step 3 for all buffers */
 static void vfio_pci_dma_bufs_notify(struct vfio_pci_core_device *vdev)
 {
@@ -381,8 +390,7 @@ void vfio_pci_dma_buf_suspend(struct vfio_pci_core_device *vdev)
 	lockdep_assert_held_write(&vdev->memory_lock);
 
 	mutex_lock(&vdev->dmabufs_lock);
-	vfio_pci_dma_bufs_change_reasons(vdev, 0, VFIO_PCI_BARS_OFF);
-	vfio_pci_dma_bufs_cut(vdev, VFIO_PCI_DMA_BUF_SUSPENDED);
+	vfio_pci_dma_bufs_off(vdev, VFIO_PCI_DMA_BUF_SUSPENDED);
 	vfio_pci_dma_bufs_notify(vdev);
 	vfio_pci_dma_bufs_drain(vdev);
 	mutex_unlock(&vdev->dmabufs_lock);
@@ -411,8 +419,7 @@ void vfio_pci_dma_buf_suspend_set(struct vfio_device_set *dev_set)
 		lockdep_assert_held_write(&vdev->memory_lock);
 
 		mutex_lock(&vdev->dmabufs_lock);
-		vfio_pci_dma_bufs_change_reasons(vdev, 0, VFIO_PCI_BARS_OFF);
-		vfio_pci_dma_bufs_cut(vdev, VFIO_PCI_DMA_BUF_SUSPENDED);
+		vfio_pci_dma_bufs_off(vdev, VFIO_PCI_DMA_BUF_SUSPENDED);
 		mutex_unlock(&vdev->dmabufs_lock);
 	}
 	list_for_each_entry(vdev, &dev_set->device_list, vdev.dev_set_list) {
@@ -438,19 +445,21 @@ void vfio_pci_dma_buf_resume(struct vfio_pci_core_device *vdev)
 	lockdep_assert_held_write(&vdev->memory_lock);
 
 	mutex_lock(&vdev->dmabufs_lock);
-	if (!vfio_pci_dma_bufs_change_reasons(vdev, VFIO_PCI_BARS_OFF, 0))
+	if (!vfio_pci_dma_bufs_change_reasons(vdev, VFIO_PCI_BARS_OFF |
+						    VFIO_PCI_BARS_CUT, 0))
 		vfio_pci_dma_bufs_give_back(vdev);
 	mutex_unlock(&vdev->dmabufs_lock);
 }
 
 /*
- * For a reset from outside, not to wait for a transition that waits: all access
- * is taken back then, or about to be, and not given back before the end of it.
+ * For a reset from outside, not to wait for a transition that waits: the CPUs
+ * are cut off then, importers have been told or are about to be, and nothing is
+ * given back before the end of it.
  */
-static bool vfio_pci_dma_bufs_lock_unless_off(struct vfio_pci_core_device *vdev)
+static bool vfio_pci_dma_bufs_lock_unless_cut(struct vfio_pci_core_device *vdev)
 {
 	while (!mutex_trylock(&vdev->dmabufs_lock)) {
-		if (READ_ONCE(vdev->dmabufs_suspended) & VFIO_PCI_BARS_OFF)
+		if (READ_ONCE(vdev->dmabufs_suspended) & VFIO_PCI_BARS_CUT)
 			return false;
 		usleep_range(100, 1000);
 	}
@@ -469,7 +478,7 @@ static bool vfio_pci_dma_bufs_lock_unless_off(struct vfio_pci_core_device *vdev)
 void vfio_pci_dma_buf_reset_begin(struct vfio_pci_core_device *vdev)
 {
 	vfio_pci_dma_bufs_change_reasons(vdev, 0, VFIO_PCI_BARS_RESET);
-	if (!vfio_pci_dma_bufs_lock_unless_off(vdev))
+	if (!vfio_pci_dma_bufs_lock_unless_cut(vdev))
 		return;
 
 	vfio_pci_dma_bufs_cut(vdev, VFIO_PCI_DMA_BUF_SUSPENDED);
@@ -488,7 +497,7 @@ void vfio_pci_dma_buf_reset_begin(struct vfio_pci_core_device *vdev)
 void vfio_pci_dma_buf_reset_end(struct vfio_pci_core_device *vdev)
 {
 	vfio_pci_dma_bufs_change_reasons(vdev, VFIO_PCI_BARS_RESET, 0);
-	if (!vfio_pci_dma_bufs_lock_unless_off(vdev))
+	if (!vfio_pci_dma_bufs_lock_unless_cut(vdev))
 		return;
 
 	if (!READ_ONCE(vdev->dmabufs_suspended))
@@ -509,8 +518,7 @@ void vfio_pci_dma_buf_cleanup(struct vfio_pci_core_device *vdev)
 
 	down_write(&vdev->memory_lock);
 	mutex_lock(&vdev->dmabufs_lock);
-	vfio_pci_dma_bufs_change_reasons(vdev, 0, VFIO_PCI_BARS_OFF);
-	vfio_pci_dma_bufs_cut(vdev, VFIO_PCI_DMA_BUF_REVOKED);
+	vfio_pci_dma_bufs_off(vdev, VFIO_PCI_DMA_BUF_REVOKED);
 	vfio_pci_dma_bufs_notify(vdev);
 	vfio_pci_dma_bufs_drain(vdev);
 
