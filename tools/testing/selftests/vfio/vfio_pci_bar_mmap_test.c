@@ -3,12 +3,14 @@
  * mmap() of the BARs of a device through its device fd.
  *
  * Nothing but the name of a mapping differs between a kernel that can revoke
- * BAR mappings one by one and one that cannot, so all of this but maps_name
+ * BAR mappings one by one and one that cannot, so all of this but maps_name,
+ * and what others than the user do to the device (reset_by_others, error),
  * passes on both. The contents of the device's BARs are overwritten, unless
  * they do not behave like memory.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -660,6 +662,10 @@ FIXTURE_VARIANT_ADD(bar_suspend, low_power) {
 	.suspend = &vfio_pci_suspend_low_power,
 };
 
+FIXTURE_VARIANT_ADD(bar_suspend, wakeup) {
+	.suspend = &vfio_pci_suspend_wakeup,
+};
+
 FIXTURE_SETUP(bar_suspend)
 {
 	bar_test_setup(&self->t, default_iommu_mode);
@@ -809,6 +815,35 @@ TEST_F_TIMEOUT(bar_mmap, reset, 60)
 		ASSERT_EQ(0, try_read32(t->vaddr, &value));
 		ASSERT_NE(faults, minor_faults());
 	}
+}
+
+/* The user resets the function through its config space. */
+TEST_F_TIMEOUT(bar_mmap, flr, 60)
+{
+	struct toucher arg = { .vaddr = self->t.vaddr };
+	struct bar_test *t = &self->t;
+	pthread_t thread;
+	u32 value;
+	u8 cap;
+	int i;
+
+	cap = vfio_pci_find_cap(t->device, PCI_CAP_ID_EXP);
+	if (!cap || !(vfio_pci_config_readl(t->device, cap + PCI_EXP_DEVCAP) &
+		      PCI_EXP_DEVCAP_FLR))
+		SKIP(return, "%s has no FLR", device_bdf);
+
+	ASSERT_EQ(0, pthread_create(&thread, NULL, toucher, &arg));
+	for (i = 0; i < 5; i++) {
+		ASSERT_EQ(0, try_read32(t->vaddr, &value));
+		vfio_pci_config_writew(t->device, cap + PCI_EXP_DEVCTL,
+				       vfio_pci_config_readw(t->device, cap + PCI_EXP_DEVCTL) |
+				       PCI_EXP_DEVCTL_BCR_FLR);
+		ASSERT_EQ(0, try_read32(t->vaddr, &value));
+	}
+	WRITE_ONCE(arg.stop, true);
+	ASSERT_EQ(0, pthread_join(thread, NULL));
+	ASSERT_GT(arg.bad, 0);
+	ASSERT_EQ(0, arg.other);
 }
 
 /* Reset with the memory off leaves it off. */
@@ -1162,6 +1197,107 @@ TEST_F_TIMEOUT(bar_mmap, reset_by_others, 120)
 	ASSERT_EQ(SIGBUS, try_read32(t->vaddr, &value));
 	vfio_pci_cmd_set(t->device, PCI_COMMAND_MEMORY);
 	ASSERT_EQ(0, try_read32(t->vaddr, &value));
+}
+
+/* Of the kernel's drivers/pci/pcie/aer_inject.c */
+struct aer_error_inj {
+	u8 bus;
+	u8 dev;
+	u8 fn;
+	u32 uncor_status;
+	u32 cor_status;
+	u32 header_log[4];
+	u32 domain;
+};
+
+/* The port at the root of the hierarchy that the device is in. */
+static bool root_port_of(const char *bdf, struct aer_error_inj *port)
+{
+	unsigned int domain, bus, dev, fn;
+	char path[PATH_MAX], *name;
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s", bdf);
+	name = realpath(path, NULL);
+	if (!name)
+		return false;
+
+	snprintf(path, sizeof(path), "%s", name);
+	free(name);
+	name = strstr(path, "/pci");
+	if (!name || sscanf(name, "/pci%*x:%*x/%x:%x:%x.%x/", &domain, &bus,
+			    &dev, &fn) != 4 || !strchr(name + 13, '/'))
+		return false;
+
+	port->domain = domain;
+	port->bus = bus;
+	port->dev = dev;
+	port->fn = fn;
+	return true;
+}
+
+static u16 physical_command(const char *bdf)
+{
+	char path[128];
+	u16 cmd;
+	int fd;
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/config", bdf);
+	fd = open(path, O_RDONLY);
+	VFIO_ASSERT_GE(fd, 0);
+	VFIO_ASSERT_EQ(pread(fd, &cmd, sizeof(cmd), PCI_COMMAND), sizeof(cmd));
+	close(fd);
+
+	return cmd;
+}
+
+/*
+ * The port above the device reports an error: the device is reset, and nobody
+ * restores its BARs before the user does.
+ */
+TEST_F_TIMEOUT(bar_mmap, error, 120)
+{
+	struct aer_error_inj error = {
+		.uncor_status = PCI_ERR_UNC_COMP_ABORT,
+	};
+	struct bar_test *t = &self->t;
+	u32 value;
+	int i, fd;
+
+	fd = open("/dev/aer_inject", O_WRONLY);
+	if (fd < 0)
+		SKIP(return, "no /dev/aer_inject: CONFIG_PCIEAER_INJECT is not set");
+	if (!root_port_of(device_bdf, &error))
+		SKIP(return, "%s is not below a port", device_bdf);
+	ASSERT_EQ(0, try_read32(t->vaddr, &value));
+
+	/* One that takes nothing away. */
+	ASSERT_EQ(sizeof(error), write(fd, &error, sizeof(error)));
+	for (i = 0; i < 20; i++) {
+		ASSERT_EQ(0, try_read32(t->vaddr, &value));
+		usleep(50000);
+	}
+	ASSERT_TRUE(physical_command(device_bdf) & PCI_COMMAND_MEMORY);
+
+	error.uncor_status = PCI_ERR_UNC_MALF_TLP;
+	ASSERT_EQ(sizeof(error), write(fd, &error, sizeof(error)));
+	for (i = 0; i < 200 && !try_read32(t->vaddr, &value); i++)
+		usleep(50000);
+	ASSERT_EQ(SIGBUS, try_read32(t->vaddr, &value));
+
+	/* It is reset, which gives nothing back. */
+	for (i = 0; i < 200 && physical_command(device_bdf) & PCI_COMMAND_MEMORY; i++)
+		usleep(50000);
+	ASSERT_FALSE(physical_command(device_bdf) & PCI_COMMAND_MEMORY);
+	for (i = 0; i < 40; i++) {
+		ASSERT_EQ(SIGBUS, try_read32(t->vaddr, &value));
+		usleep(50000);
+	}
+
+	/* The user turns on what was never turned off for them. */
+	vfio_pci_cmd_set(t->device, PCI_COMMAND_MEMORY);
+	ASSERT_TRUE(physical_command(device_bdf) & PCI_COMMAND_MEMORY);
+	ASSERT_EQ(0, try_touch(t->vaddr, t->page));
+	close(fd);
 }
 
 int main(int argc, char *argv[])

@@ -1223,12 +1223,16 @@ static void *io_thread(void *data)
 
 		if (ret == STORM_SIZE)
 			WRITE_ONCE(storm->good, storm->good + 1);
-		else if (ret == -EFAULT)
-			WRITE_ONCE(storm->refused, storm->refused + 1);
 		else if (ret > 0)
 			WRITE_ONCE(storm->partial, storm->partial + 1);
-		else	/* Nothing at all is not the end of the device either. */
+		else if (ret != -EFAULT) /* nor is nothing at all the end of the device */
 			WRITE_ONCE(storm->unexpected, ret ?: -ENODATA);
+		if (ret != -EFAULT)
+			continue;
+
+		/* Let the others have the processors. */
+		WRITE_ONCE(storm->refused, storm->refused + 1);
+		usleep(100);
 	}
 
 	return NULL;

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -573,7 +574,7 @@ const struct vfio_pci_suspend vfio_pci_suspend_memory = {
 	.resume = resume_memory,
 };
 
-static u8 find_pm_cap(struct vfio_pci_device *device)
+u8 vfio_pci_find_cap(struct vfio_pci_device *device, u8 id)
 {
 	int ttl = 48;
 	u8 pos;
@@ -583,7 +584,7 @@ static u8 find_pm_cap(struct vfio_pci_device *device)
 
 	pos = vfio_pci_config_readb(device, PCI_CAPABILITY_LIST) & ~3;
 	while (pos && ttl--) {
-		if (vfio_pci_config_readb(device, pos) == PCI_CAP_ID_PM)
+		if (vfio_pci_config_readb(device, pos) == id)
 			return pos;
 		pos = vfio_pci_config_readb(device, pos + PCI_CAP_LIST_NEXT) & ~3;
 	}
@@ -593,7 +594,7 @@ static u8 find_pm_cap(struct vfio_pci_device *device)
 
 static void power_state_set(struct vfio_pci_device *device, u16 state)
 {
-	u8 pos = find_pm_cap(device);
+	u8 pos = vfio_pci_find_cap(device, PCI_CAP_ID_PM);
 	u16 ctrl;
 
 	VFIO_ASSERT_NE(pos, 0);
@@ -608,7 +609,7 @@ static void power_state_set(struct vfio_pci_device *device, u16 state)
 
 static bool suspend_d3_supported(struct vfio_pci_device *device)
 {
-	return find_pm_cap(device);
+	return vfio_pci_find_cap(device, PCI_CAP_ID_PM);
 }
 
 static void suspend_d3(struct vfio_pci_device *device)
@@ -653,6 +654,47 @@ const struct vfio_pci_suspend vfio_pci_suspend_low_power = {
 	.supported = suspend_low_power_supported,
 	.suspend = suspend_low_power,
 	.resume = resume_low_power,
+};
+
+static int wakeup_eventfd = -1;
+
+static bool suspend_wakeup_supported(struct vfio_pci_device *device)
+{
+	return vfio_device_has_feature(device, VFIO_DEVICE_FEATURE_SET,
+				       VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP);
+}
+
+static void suspend_wakeup(struct vfio_pci_device *device)
+{
+	struct vfio_device_low_power_entry_with_wakeup entry = {};
+
+	wakeup_eventfd = eventfd(0, EFD_CLOEXEC);
+	VFIO_ASSERT_GE(wakeup_eventfd, 0);
+	entry.wakeup_eventfd = wakeup_eventfd;
+	VFIO_ASSERT_EQ(__vfio_device_feature(device->fd, VFIO_DEVICE_FEATURE_SET |
+					     VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP,
+					     &entry, sizeof(entry)), 0);
+}
+
+/* Any use of the device but that of its BARs wakes it, once it is asleep. */
+static void resume_wakeup(struct vfio_pci_device *device)
+{
+	struct pollfd event = { .fd = wakeup_eventfd, .events = POLLIN };
+	int i, woken = 0;
+
+	for (i = 0; i < 500 && !woken; i++) {
+		vfio_pci_config_readw(device, PCI_COMMAND);
+		woken = poll(&event, 1, 10);
+	}
+	VFIO_ASSERT_EQ(woken, 1);
+	close(wakeup_eventfd);
+}
+
+const struct vfio_pci_suspend vfio_pci_suspend_wakeup = {
+	.name = "low power with wakeup",
+	.supported = suspend_wakeup_supported,
+	.suspend = suspend_wakeup,
+	.resume = resume_wakeup,
 };
 
 static bool can_hot_reset(struct vfio_pci_device *device)

@@ -146,6 +146,9 @@ void pattern_fill(void *vaddr, size_t size, u64 seed);
 /* Offset of the first difference, or @size. */
 size_t pattern_check(const void *vaddr, size_t size, u64 seed);
 
+/* Where a capability is in config space, or 0. */
+u8 vfio_pci_find_cap(struct vfio_pci_device *device, u8 id);
+
 /* The largest BAR that can be mapped for reading and writing, or -1. */
 int vfio_pci_largest_bar(struct vfio_pci_device *device);
 
@@ -165,6 +168,7 @@ struct vfio_pci_suspend {
 extern const struct vfio_pci_suspend vfio_pci_suspend_memory;
 extern const struct vfio_pci_suspend vfio_pci_suspend_d3;
 extern const struct vfio_pci_suspend vfio_pci_suspend_low_power;
+extern const struct vfio_pci_suspend vfio_pci_suspend_wakeup;
 
 /* VFIO_DEVICE_RESET or VFIO_DEVICE_PCI_HOT_RESET; 0 or -errno. */
 bool vfio_pci_can_reset(struct vfio_pci_device *device);
