@@ -1293,6 +1293,12 @@ TEST_F_TIMEOUT(bar_mmap, error, 120)
 		usleep(50000);
 	}
 
+	/* Nor does another reset, which restores what it found. */
+	if (vfio_pci_can_reset(t->device)) {
+		ASSERT_EQ(0, vfio_pci_any_reset(t->device));
+		ASSERT_EQ(SIGBUS, try_read32(t->vaddr, &value));
+	}
+
 	/* The user turns on what was never turned off for them. */
 	vfio_pci_cmd_set(t->device, PCI_COMMAND_MEMORY);
 	ASSERT_TRUE(physical_command(device_bdf) & PCI_COMMAND_MEMORY);
