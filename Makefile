@@ -14,7 +14,7 @@ help:		## this list
 	@echo "KERNEL_SRC=dir  kernel source of your own instead of Debian's"
 	@echo 'P2P_CACHE=dir   where downloads and compiled objects are kept (default build/cache)'
 
-.PHONY: demo check bench
+.PHONY: demo check bench soak
 demo:		## the main job, from nothing: disk to BAR with nothing in between
 	@harness/demo
 
@@ -29,6 +29,13 @@ bench:		## what the CPU path costs, counted in instructions, against the stock k
 	@harness/build bench stock
 	@harness/build bench
 	@harness/bench
+
+MINUTES ?= 30
+soak:		## everything at once for MINUTES (30), under lockdep and KASAN
+	@harness/prereqs tree build vm
+	@harness/series tree auto
+	@harness/build kasan
+	@harness/soak --config kasan $(MINUTES)
 
 .PHONY: tree export series
 tree:		## build/linux: the kernel source in git, one commit per patch

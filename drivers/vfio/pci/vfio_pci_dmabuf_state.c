@@ -25,9 +25,10 @@
  *  4. the importers' fences and mappings, and references to pages of the BAR,
  *     are waited for.
  *
- * A reset from outside of vfio, or an error's recovery, does without step 4:
- * those who would be waited for may be waiting for that reset, as the driver of
- * another device on the bus that is being reset does.
+ * A reset from outside of vfio does without step 4: those who would be waited
+ * for may be waiting for that reset, as the driver of another device on the bus
+ * that is being reset does.  The recovery of an error leaves steps 3 and 4 to
+ * a transition that follows it, for the same reason.
  *
  * When all of it is over the buffer is drained: nothing reaches the BAR through it,
  * and nothing will, until it is LIVE again.  Becoming LIVE changes the state
@@ -446,8 +447,7 @@ void vfio_pci_dma_buf_resume(struct vfio_pci_core_device *vdev)
 
 	mutex_lock(&vdev->dmabufs_lock);
 	if (!vfio_pci_dma_bufs_change_reasons(vdev, VFIO_PCI_BARS_OFF |
-						    VFIO_PCI_BARS_CUT |
-						    VFIO_PCI_BARS_ERROR, 0))
+						    VFIO_PCI_BARS_CUT, 0))
 		vfio_pci_dma_bufs_give_back(vdev);
 	mutex_unlock(&vdev->dmabufs_lock);
 }
@@ -467,19 +467,6 @@ static bool vfio_pci_dma_bufs_lock_unless_cut(struct vfio_pci_core_device *vdev)
 	return true;
 }
 
-/* Somebody who cannot take memory_lock takes the BARs away: steps 1 to 3 */
-static void vfio_pci_dma_bufs_take(struct vfio_pci_core_device *vdev,
-				   unsigned int reason)
-{
-	vfio_pci_dma_bufs_change_reasons(vdev, 0, reason);
-	if (!vfio_pci_dma_bufs_lock_unless_cut(vdev))
-		return;
-
-	vfio_pci_dma_bufs_cut(vdev, VFIO_PCI_DMA_BUF_SUSPENDED);
-	vfio_pci_dma_bufs_notify(vdev);
-	mutex_unlock(&vdev->dmabufs_lock);
-}
-
 /**
  * vfio_pci_dma_buf_reset_begin - somebody begins to reset a device
  * @vdev: the device
@@ -491,7 +478,13 @@ static void vfio_pci_dma_bufs_take(struct vfio_pci_core_device *vdev,
  */
 void vfio_pci_dma_buf_reset_begin(struct vfio_pci_core_device *vdev)
 {
-	vfio_pci_dma_bufs_take(vdev, VFIO_PCI_BARS_RESET);
+	vfio_pci_dma_bufs_change_reasons(vdev, 0, VFIO_PCI_BARS_RESET);
+	if (!vfio_pci_dma_bufs_lock_unless_cut(vdev))
+		return;
+
+	vfio_pci_dma_bufs_cut(vdev, VFIO_PCI_DMA_BUF_SUSPENDED);
+	vfio_pci_dma_bufs_notify(vdev);
+	mutex_unlock(&vdev->dmabufs_lock);
 }
 
 /**
@@ -514,17 +507,30 @@ void vfio_pci_dma_buf_reset_end(struct vfio_pci_core_device *vdev)
 }
 
 /**
- * vfio_pci_dma_buf_error - a device cannot be reached, or will be reset for it
+ * vfio_pci_dma_buf_error - an error takes a device's BARs away
  * @vdev: the device
+ * @recovering: whether to be called again, without, when that is over
  *
- * Takes access back as vfio_pci_dma_buf_reset_begin() does, until
- * vfio_pci_dma_buf_resume(): nobody restores what the error's recovery resets.
+ * Takes access back from the CPUs.  Nothing is given back while the device is
+ * recovered; after it, vfio_pci_dma_buf_resume() gives back.  Importers are for
+ * the next vfio_pci_dma_buf_suspend() to tell: one may be waiting for the recovery
+ * of its own device by the thread that calls this.
  *
  * Context: as vfio_pci_dma_buf_reset_begin()
  */
-void vfio_pci_dma_buf_error(struct vfio_pci_core_device *vdev)
+void vfio_pci_dma_buf_error(struct vfio_pci_core_device *vdev, bool recovering)
 {
-	vfio_pci_dma_bufs_take(vdev, VFIO_PCI_BARS_ERROR);
+	unsigned int clear = recovering ? 0 : VFIO_PCI_BARS_ERROR;
+	unsigned int set = recovering ? VFIO_PCI_BARS_ERROR : VFIO_PCI_BARS_OFF;
+
+	vfio_pci_dma_bufs_change_reasons(vdev, clear, set);
+	if (!vfio_pci_dma_bufs_lock_unless_cut(vdev))
+		return;
+
+	/* A resume may have come between */
+	vfio_pci_dma_bufs_change_reasons(vdev, clear, set);
+	vfio_pci_dma_bufs_cut(vdev, VFIO_PCI_DMA_BUF_SUSPENDED);
+	mutex_unlock(&vdev->dmabufs_lock);
 }
 
 /**

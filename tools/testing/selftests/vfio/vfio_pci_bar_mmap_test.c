@@ -1259,8 +1259,10 @@ TEST_F_TIMEOUT(bar_mmap, error, 120)
 	struct aer_error_inj error = {
 		.uncor_status = PCI_ERR_UNC_COMP_ABORT,
 	};
+	struct command_writer writer = { .device = self->t.device };
 	struct bar_test *t = &self->t;
-	u32 value;
+	pthread_t thread;
+	u32 value, good;
 	int i, fd;
 
 	fd = open("/dev/aer_inject", O_WRONLY);
@@ -1303,6 +1305,21 @@ TEST_F_TIMEOUT(bar_mmap, error, 120)
 	vfio_pci_cmd_set(t->device, PCI_COMMAND_MEMORY);
 	ASSERT_TRUE(physical_command(device_bdf) & PCI_COMMAND_MEMORY);
 	ASSERT_EQ(0, try_touch(t->vaddr, t->page));
+
+	/* One who is too eager for that does not see what is not there. */
+	if (t->is_memory)
+		ASSERT_EQ(0, try_write32(t->vaddr, 0x600dda7a));
+	ASSERT_EQ(0, try_read32(t->vaddr, &good));
+	ASSERT_EQ(0, pthread_create(&thread, NULL, command_writer, &writer));
+	ASSERT_EQ(sizeof(error), write(fd, &error, sizeof(error)));
+	for (i = 0; i < 400; i++) {
+		if (!try_read32(t->vaddr, &value))
+			ASSERT_EQ(good, value);
+		usleep(10000);
+	}
+	ASSERT_EQ(0, try_read32(t->vaddr, &value));
+	WRITE_ONCE(writer.stop, true);
+	ASSERT_EQ(0, pthread_join(thread, NULL));
 	close(fd);
 }
 

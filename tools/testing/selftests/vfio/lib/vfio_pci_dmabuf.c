@@ -789,6 +789,10 @@ bool huge_faults_enabled(void)
 {
 	char value[64];
 
+	/* No 32-bit architecture has ARCH_SUPPORTS_HUGE_PFNMAP. */
+	if (sizeof(void *) < 8)
+		return false;
+
 	/* With pages larger than 4 KiB a PMD is too large for most BARs. */
 	if (!read_thp_setting("hpage_pmd_size", value, sizeof(value)) ||
 	    strtoul(value, NULL, 0) != SZ_2M)
