@@ -38,6 +38,7 @@
 #include <libvfio.h>
 #include <libvfio/vfio_pci_dmabuf.h>
 
+#include "check.h"
 #include "kernel_memory.h"
 
 #define SLACK(_operations)	((_operations) / 5 + 10)
@@ -53,23 +54,6 @@ static struct iommu *iommu;
 static struct vfio_pci_device *device;
 static u32 bar;
 static size_t page;
-static int tests, failures;
-
-static bool check(bool good, const char *format, ...)
-{
-	va_list args;
-
-	va_start(args, format);
-	printf(good ? "ok %d " : "not ok %d ", ++tests);
-	vprintf(format, args);
-	putchar('\n');
-	fflush(stdout);
-	va_end(args);
-	if (!good)
-		failures++;
-	return good;
-}
-
 /* All BARs unmapped, but their buffers made: they stay until the device is closed. */
 static void open_device(void)
 {

@@ -46,6 +46,7 @@
 #include <libvfio.h>
 #include <libvfio/vfio_pci_dmabuf.h>
 
+#include "check.h"
 #include "kernel_memory.h"
 
 #define MAX_UNITS	6
@@ -1289,23 +1290,6 @@ static void run_unit(int index, int phase)
 }
 
 /* -- before and after ------------------------------------------------------------------ */
-
-static int tests, failures;
-
-static bool check(bool good, const char *format, ...)
-{
-	va_list args;
-
-	va_start(args, format);
-	printf(good ? "ok %d " : "not ok %d ", ++tests);
-	vprintf(format, args);
-	putchar('\n');
-	fflush(stdout);
-	va_end(args);
-	if (!good)
-		failures++;
-	return good;
-}
 
 static u8 find_pm(struct vfio_pci_device *device)
 {

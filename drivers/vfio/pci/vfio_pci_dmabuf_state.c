@@ -509,28 +509,43 @@ void vfio_pci_dma_buf_reset_end(struct vfio_pci_core_device *vdev)
 /**
  * vfio_pci_dma_buf_error - an error takes a device's BARs away
  * @vdev: the device
- * @recovering: whether to be called again, without, when that is over
+ * @over: false if its recovery begins, and its end will be told
  *
- * Takes access back from the CPUs.  Nothing is given back while the device is
- * recovered; after it, vfio_pci_dma_buf_resume() gives back.  Importers are for
- * the next vfio_pci_dma_buf_suspend() to tell: one may be waiting for the recovery
- * of its own device by the thread that calls this.
+ * Takes access back from the CPUs.  Importers are for the next
+ * vfio_pci_dma_buf_suspend() to tell: one may be waiting for the recovery of its
+ * own device by the thread that calls this.  Nothing is given back before
+ * vfio_pci_dma_buf_error_over(), so that nobody does who has looked at the device
+ * earlier.
  *
  * Context: as vfio_pci_dma_buf_reset_begin()
  */
-void vfio_pci_dma_buf_error(struct vfio_pci_core_device *vdev, bool recovering)
+void vfio_pci_dma_buf_error(struct vfio_pci_core_device *vdev, bool over)
 {
-	unsigned int clear = recovering ? 0 : VFIO_PCI_BARS_ERROR;
-	unsigned int set = recovering ? VFIO_PCI_BARS_ERROR : VFIO_PCI_BARS_OFF;
-
-	vfio_pci_dma_bufs_change_reasons(vdev, clear, set);
+	vfio_pci_dma_bufs_change_reasons(vdev, over ? 0 : VFIO_PCI_BARS_ERROR_OVER,
+					 VFIO_PCI_BARS_ERROR |
+					 (over ? VFIO_PCI_BARS_ERROR_OVER : 0));
 	if (!vfio_pci_dma_bufs_lock_unless_cut(vdev))
 		return;
 
-	/* A resume may have come between */
-	vfio_pci_dma_bufs_change_reasons(vdev, clear, set);
 	vfio_pci_dma_bufs_cut(vdev, VFIO_PCI_DMA_BUF_SUSPENDED);
 	mutex_unlock(&vdev->dmabufs_lock);
+}
+
+/**
+ * vfio_pci_dma_buf_error_over - an error is a reason no more if it is over
+ * @vdev: the device, its buffers suspended
+ *
+ * Context: memory_lock held for write.
+ */
+void vfio_pci_dma_buf_error_over(struct vfio_pci_core_device *vdev)
+{
+	lockdep_assert_held_write(&vdev->memory_lock);
+
+	spin_lock(&vfio_pci_dma_bufs_lock);
+	if (vdev->dmabufs_suspended & VFIO_PCI_BARS_ERROR_OVER)
+		WRITE_ONCE(vdev->dmabufs_suspended, vdev->dmabufs_suspended &
+			   ~(VFIO_PCI_BARS_ERROR | VFIO_PCI_BARS_ERROR_OVER));
+	spin_unlock(&vfio_pci_dma_bufs_lock);
 }
 
 /**

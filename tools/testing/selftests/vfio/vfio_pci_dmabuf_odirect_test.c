@@ -1194,7 +1194,7 @@ TEST_F_TIMEOUT(odirect_block, device_close, 60)
 /*
  * I/O, mmap() and faults all the time, while the BAR comes and goes.
  */
-#define STORM_SIZE SZ_8M
+#define STORM_SIZE SZ_4M
 #define STORM_SEED 41
 
 struct storm {
@@ -1425,7 +1425,9 @@ static void storm(struct __test_metadata *_metadata, struct odirect_test *t,
 
 TEST_F_TIMEOUT(odirect_storm, suspend, 240)
 {
-	storm(_metadata, &self->t, self->suspend, 100);
+	/* D3 takes its time, there and back. */
+	storm(_metadata, &self->t, self->suspend,
+	      self->suspend == &vfio_pci_suspend_d3 ? 20 : 100);
 }
 
 /* The same, with resets. */
