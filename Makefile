@@ -14,7 +14,7 @@ help:		## this list
 	@echo "KERNEL_SRC=dir  kernel source of your own instead of Debian's"
 	@echo 'P2P_CACHE=dir   where downloads and compiled objects are kept (default build/cache)'
 
-.PHONY: demo check bench soak
+.PHONY: demo check bench soak mutants
 demo:		## the main job, from nothing: disk to BAR with nothing in between
 	@harness/demo
 
@@ -36,6 +36,12 @@ soak:		## everything at once for MINUTES (30), under lockdep and KASAN
 	@harness/series tree auto
 	@harness/build kasan
 	@harness/soak --config kasan $(MINUTES)
+
+mutants:	## every test fails without the cure that it tests: half an hour
+	@harness/prereqs tree build vm
+	@harness/series tree auto
+	@for config in x86_64 kasan x86_64-nozone i386; do harness/build $$config || exit; done
+	@harness/mutate
 
 .PHONY: tree export series
 tree:		## build/linux: the kernel source in git, one commit per patch

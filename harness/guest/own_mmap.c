@@ -16,6 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
@@ -175,10 +176,22 @@ TEST_F_TIMEOUT(own, suspend, 120)
 	stop_child(&child);
 }
 
+/* vfio_pci_any_reset() takes this way only if there is no other */
+static int hot_reset(struct vfio_pci_device *device)
+{
+	struct vfio_pci_hot_reset reset = { .argsz = sizeof(reset) };
+
+	return ioctl(device->fd, VFIO_DEVICE_PCI_HOT_RESET, &reset) ? -errno : 0;
+}
+
 TEST_F(own, reset)
 {
 	ASSERT_NE(-1UL, touch_all(self));
 	ASSERT_EQ(0, vfio_pci_any_reset(self->device));
+	ASSERT_EQ(3 * self->pages, touch_all(self));
+
+	/* Also by way of what resets many devices at once */
+	ASSERT_EQ(0, hot_reset(self->device));
 	ASSERT_EQ(3 * self->pages, touch_all(self));
 
 	/* Not by others: they come back by themselves, and only have to work */

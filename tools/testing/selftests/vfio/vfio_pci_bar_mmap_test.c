@@ -287,6 +287,28 @@ TEST_F(bar_memory, mprotect_middle)
 	munmap_bar(vaddr, size);
 }
 
+/* What is beside a mapping, in the same 2 MiB at either end, is not mapped. */
+TEST_F(bar_memory, neighbours)
+{
+	struct bar_test *t = &self->t;
+	size_t size = SZ_4M - 2 * t->page;
+	void *vaddr, *base;
+	u32 value;
+
+	tag_pages(t, SZ_4M);
+	base = mmap_reserve(SZ_4M, SZ_2M, 0);
+	vaddr = base + t->page;
+	ASSERT_EQ(vaddr, mmap(vaddr, size, PROT_READ | PROT_WRITE,
+			      MAP_SHARED | MAP_FIXED, t->device->fd,
+			      t->offset + t->page));
+	madvise(vaddr, size, MADV_HUGEPAGE);
+
+	ASSERT_EQ(size, check_tags(t, vaddr, size, t->page));
+	ASSERT_EQ(SIGSEGV, try_read32(base, &value));
+	ASSERT_EQ(SIGSEGV, try_read32(vaddr + size, &value));
+	munmap_bar(base, SZ_4M);
+}
+
 TEST_F(bar_memory, mremap)
 {
 	struct bar_test *t = &self->t;
