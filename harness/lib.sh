@@ -11,11 +11,16 @@ die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 arch_of() { awk -v name="$1" '$1 == name { print $2 }' "$top/configs/table"; }
 fragments_of() { awk -v name="$1" '$1 == name { gsub(/,/, " ", $3); print $3 }' "$top/configs/table"; }
 
-# For one that is built or compiled only: the first of its architecture that is booted
+# For one that is built or compiled only: the first of its architecture that is booted,
+# if it begins with the same fragment
 like() { awk -v name="$1" '
 	/^#/ || !NF		{ next }
-	$4 != "build" && $4 != "compile" && $4 != "bench" && !($2 in first) { first[$2] = $1 }
-	$1 == name		{ if ($4 == "build" || $4 == "compile") print first[$2]; exit }' "$top/configs/table"; }
+				{ split($3, fragment, ",") }
+	$4 != "build" && $4 != "compile" && $4 != "bench" && !($2 in first) {
+		first[$2] = $1; base[$2] = fragment[1]
+	}
+	$1 == name		{ if (($4 == "build" || $4 == "compile") && base[$2] == fragment[1]) print first[$2]; exit }
+' "$top/configs/table"; }
 
 use_of() { awk -v name="$1" '$1 == name { print $4 }' "$top/configs/table"; }
 
