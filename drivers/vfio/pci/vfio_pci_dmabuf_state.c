@@ -12,6 +12,7 @@
  * a fault or an importer's map, asks the buffer with
  * vfio_pci_dma_buf_try_enter(), never the registers of the device: each event
  * that takes the BAR away comes through vfio_pci_dma_buf_suspend(),
+ * vfio_pci_dma_buf_reset_begin(), vfio_pci_dma_buf_error(),
  * vfio_pci_dma_buf_cleanup() or vfio_pci_dma_buf_revoke() first.
  *
  * Taking access away has four steps.  Each is done for all of a device's
@@ -42,9 +43,9 @@
  *	under mmap_lock.
  *  vdev->dmabufs_lock
  *	Serialises the transitions of a device.  Most come with memory_lock
- *	held, but a reset from outside of vfio cannot: it has blocked the user's
- *	accesses to config space by then, one of which may hold memory_lock.  Nor
- *	does it wait for whoever holds this lock in step 4.
+ *	held, but a reset from outside of vfio and an error cannot: the user's
+ *	accesses to config space are blocked by then, and one of those may hold
+ *	memory_lock.  Nor do they wait for whoever holds this lock in step 4.
  *  buf->drain_lock
  *	Serialises who drains one buffer, and keeps buf->dmabuf in place for
  *	them.  Held during step 4, so that nothing that step 4 waits for may
@@ -521,9 +522,12 @@ void vfio_pci_dma_buf_reset_end(struct vfio_pci_core_device *vdev)
  */
 void vfio_pci_dma_buf_error(struct vfio_pci_core_device *vdev, bool over)
 {
-	vfio_pci_dma_bufs_change_reasons(vdev, over ? 0 : VFIO_PCI_BARS_ERROR_OVER,
-					 VFIO_PCI_BARS_ERROR |
-					 (over ? VFIO_PCI_BARS_ERROR_OVER : 0));
+	if (over)
+		vfio_pci_dma_bufs_change_reasons(vdev, 0, VFIO_PCI_BARS_ERROR |
+						 VFIO_PCI_BARS_ERROR_OVER);
+	else
+		vfio_pci_dma_bufs_change_reasons(vdev, VFIO_PCI_BARS_ERROR_OVER,
+						 VFIO_PCI_BARS_ERROR);
 	if (!vfio_pci_dma_bufs_lock_unless_cut(vdev))
 		return;
 

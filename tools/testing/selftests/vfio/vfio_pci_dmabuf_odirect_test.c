@@ -1221,18 +1221,18 @@ static void *io_thread(void *data)
 		else
 			ret = block_read(storm->t, storm->vaddr, STORM_SIZE, 0);
 
-		if (ret == STORM_SIZE)
+		if (ret == STORM_SIZE) {
 			WRITE_ONCE(storm->good, storm->good + 1);
-		else if (ret > 0)
+		} else if (ret > 0) {
 			WRITE_ONCE(storm->partial, storm->partial + 1);
-		else if (ret != -EFAULT) /* nor is nothing at all the end of the device */
+		} else if (ret == -EFAULT) {
+			WRITE_ONCE(storm->refused, storm->refused + 1);
+			/* Let the others have the processors. */
+			usleep(100);
+		} else {
+			/* Nothing at all is not the end of the device either. */
 			WRITE_ONCE(storm->unexpected, ret ?: -ENODATA);
-		if (ret != -EFAULT)
-			continue;
-
-		/* Let the others have the processors. */
-		WRITE_ONCE(storm->refused, storm->refused + 1);
-		usleep(100);
+		}
 	}
 
 	return NULL;
