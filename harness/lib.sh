@@ -43,6 +43,24 @@ kmake() {
 		CC="ccache ${kmake_prefix}gcc" HOSTCC='ccache gcc' "-j$(nproc)" "$@"
 }
 
+# kimage CONFIG TREE OBJ: the image that boots, of a vmlinux that is there. In its
+# depend mode ccache does not see .incbin: for the object that has the compressed
+# kernel in it, it would take that of another kernel of the same size.
+kimage() {
+	kimage_name=$(image_of "$(arch_of "$1")")
+	(export CCACHE_DISABLE=1; kmake "$@" "${kimage_name##*/}")
+}
+
+# QEMU's options for two more memory-like devices: functions of one slot, which are
+# reset together
+two_functions() {
+	printf '%s' '-device pcie-root-port,id=set,chassis=100,slot=100'
+	for function in 0 1; do
+		printf ' %s' "-object memory-backend-memfd,id=set$function,size=64M,share=on" \
+			"-device ivshmem-plain,memdev=set$function,bus=set,addr=0.$function,multifunction=on"
+	done
+}
+
 # The Debian main archive that this machine uses: "URI FILE:LINE" of its entry
 archive_entry() { # shellcheck disable=SC2016 # apt's own variables
 	apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(COMPONENT)|$(REPO_URI) $(SOURCESENTRY)' |

@@ -1197,6 +1197,34 @@ static void pages_create(struct kunit *test)
 	}
 }
 
+/*
+ * PTEs of a folio count on the page that they map: none may be one that the
+ * memmap shares between several.
+ */
+static void pages_have_each_a_struct_page(struct kunit *test)
+{
+	struct pci_dev *pdev = host->pdev[SIX];
+	struct phys_vec range = VEC(0, SZ_2M);
+	struct p2pdma_pages *pages;
+	unsigned int i, wrong = 0;
+	struct page *page;
+
+	KUNIT_ASSERT_EQ(test, 0, pcim_p2pdma_init(pdev));
+	pages = create(pdev, 0, &range, 1);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(pages));
+
+	/* What the first ones have is the folio's */
+	page = pfn_to_page(PHYS_PFN(pci_resource_start(pdev, 0)));
+	for (i = 8; i < PHYS_PFN(SZ_2M); i++)
+		set_page_private(page + i, i);
+	for (i = 8; i < PHYS_PFN(SZ_2M); i++)
+		wrong += page_private(page + i) != i;
+	for (i = 8; i < PHYS_PFN(SZ_2M); i++)
+		set_page_private(page + i, 0);
+	KUNIT_EXPECT_EQ(test, 0, wrong);
+	pci_p2pdma_destroy_pages(pages);
+}
+
 static void pages_refused(struct kunit *test)
 {
 	struct pci_dev *pdev = host->pdev[SIX];
@@ -1592,6 +1620,7 @@ static struct kunit_case p2pdma_cases[] = {
 	KUNIT_CASE(init_fails),
 	KUNIT_CASE(pages_fail),
 	KUNIT_CASE(pages_create),
+	KUNIT_CASE(pages_have_each_a_struct_page),
 	KUNIT_CASE(pages_refused),
 	KUNIT_CASE(pages_beside_p2pmem),
 	KUNIT_CASE(pages_walk),

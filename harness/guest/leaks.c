@@ -54,6 +54,7 @@ static struct iommu *iommu;
 static struct vfio_pci_device *device;
 static u32 bar;
 static size_t page;
+
 /* All BARs unmapped, but their buffers made: they stay until the device is closed. */
 static void open_device(void)
 {

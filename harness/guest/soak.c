@@ -164,7 +164,7 @@ static struct shared {
 static struct unit units[MAX_UNITS];
 static int nr_units;
 static unsigned int seed;
-static bool has_pages, resets_at_any_time;
+static bool resets_at_any_time;
 static int disk = -1, null_fd;
 
 /* -- of one unit's process ------------------------------------------------------ */
@@ -610,7 +610,7 @@ static void random_geometry(struct worker *w, struct geometry *geo, struct devic
 	u32 i;
 
 	geo->dev = dev;
-	geo->flags = has_pages && dev->size >= BAR_SIZE && one_in(w, 3) ? ZONE_DEVICE : 0;
+	geo->flags = dev->size >= BAR_SIZE && one_in(w, 3) ? ZONE_DEVICE : 0;
 	geo->nr = one_in(w, 2) ? 1 : 1 + random_of(w, one_in(w, 4) ? MAX_RANGES : 4);
 	geo->size = 0;
 	if (geo->flags) {
@@ -1233,7 +1233,7 @@ static void init_slots(struct worker *w)
 		do {
 			random_geometry(w, geo, dev);
 		} while (geo->flags);
-		if (i < 2 * unit->nr_devs && has_pages && dev->size >= BAR_SIZE) {
+		if (i < 2 * unit->nr_devs && dev->size >= BAR_SIZE) {
 			geo->flags = ZONE_DEVICE;
 			geo->nr = 1;
 			geo->ranges[0].offset = i / unit->nr_devs * (u64)SLOT_PAGES;
@@ -1291,16 +1291,6 @@ static void run_unit(int index, int phase)
 
 /* -- before and after ------------------------------------------------------------------ */
 
-static u8 find_pm(struct vfio_pci_device *device)
-{
-	u8 at = vfio_pci_config_readb(device, PCI_CAPABILITY_LIST) & ~3;
-	int ttl = 48;
-
-	while (at && ttl-- && vfio_pci_config_readb(device, at) != PCI_CAP_ID_PM)
-		at = vfio_pci_config_readb(device, at + PCI_CAP_LIST_NEXT) & ~3;
-	return at;
-}
-
 /* ivshmem's memory is the one that stays what it is whatever happens. */
 static bool is_memory(struct vfio_pci_device *device, u64 size)
 {
@@ -1348,7 +1338,7 @@ static void prepare(struct device *dev, int *memories)
 	dev->size = device->bars[dev->bar].info.size;
 	dev->bar_offset = device->bars[dev->bar].info.offset;
 	dev->config_offset = device->config_space.offset;
-	dev->pm = find_pm(device);
+	dev->pm = vfio_pci_find_cap(device, PCI_CAP_ID_PM);
 	dev->memory = *memories < MAX_MEMORIES && is_memory(device, dev->size) ?
 		      (*memories)++ : -1;
 	VFIO_ASSERT_LE(dev->size, BAR_SIZE);
@@ -1364,10 +1354,8 @@ static void prepare(struct device *dev, int *memories)
 		fd = __vfio_pci_dmabuf_export(device, dev->bar,
 					      &(struct vfio_region_dma_range){ .length = SZ_2M }, 1,
 					      O_RDWR | O_CLOEXEC, ZONE_DEVICE);
-		if (fd >= 0) {
-			has_pages = true;
-			close(fd);
-		}
+		VFIO_ASSERT_GE(fd, 0);
+		close(fd);
 	}
 	vfio_pci_device_cleanup(device);
 	iommu_cleanup(iommu);
@@ -1534,9 +1522,6 @@ static bool all_done(void)
 			continue;
 		/* A matter of chance: there has to be something to wait for */
 		if (op == REVOKE_EINTR && shared->done[REVOKE] < 500)
-			continue;
-		if (!has_pages && (op == EXPORT_PAGES || op == MMAP_PAGES || op == TOUCH_PAGES ||
-				   op == ODIRECT_READ || op == ODIRECT_WRITE || op == DONTNEED))
 			continue;
 		printf("# never: %s\n", op_texts[op]);
 		good = false;

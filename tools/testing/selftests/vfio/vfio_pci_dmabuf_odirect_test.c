@@ -407,6 +407,113 @@ TEST_F(odirect, huge_faults)
 	ASSERT_EQ(0, close(fd));
 }
 
+/* In KiB. */
+static long resident_file(void)
+{
+	char line[128];
+	long size = -1;
+	FILE *status;
+
+	status = fopen("/proc/self/status", "r");
+	VFIO_ASSERT_NOT_NULL(status);
+	while (fgets(line, sizeof(line), status))
+		sscanf(line, "RssFile: %ld", &size);
+	fclose(status);
+	VFIO_ASSERT_GE(size, 0);
+
+	return size;
+}
+
+/* Resident as long as it is mapped, and not when it is a plain buffer's. */
+TEST_F(odirect, resident)
+{
+	struct odirect_test *t = &self->t;
+	long before, mapped, after;
+	void *vaddr, *plain_vaddr;
+	int fd, plain;
+
+	fd = export_pages(t, 0, SZ_16M);
+	plain = vfio_pci_dmabuf_export(t->device, t->bar, 0, SZ_16M, 0);
+	/* One with PMDs and PTEs, if there are any of the former. */
+	vaddr = mmap_bar(fd, SZ_16M, 0, 0);
+	ASSERT_EQ(0, madvise(vaddr, SZ_2M, MADV_NOHUGEPAGE));
+	plain_vaddr = mmap_bar(plain, SZ_16M, 0, 0);
+
+	before = resident_file();
+	ASSERT_EQ(0, try_touch(plain_vaddr, SZ_16M));
+	/* What the test itself needs is some pages. */
+	ASSERT_LT(resident_file() - before, 1024);
+	ASSERT_EQ(0, try_touch(vaddr, SZ_16M));
+	mapped = resident_file();
+	ASSERT_GE(mapped - before, SZ_16M / SZ_1K);
+	ASSERT_LT(mapped - before, SZ_16M / SZ_1K + 1024);
+
+	vfio_pci_dmabuf_revoke(t->device, fd);
+	after = resident_file();
+	ASSERT_LT(labs(after - before), 1024);
+	munmap_bar(vaddr, SZ_16M);
+	ASSERT_LT(labs(resident_file() - after), 1024);
+
+	munmap_bar(plain_vaddr, SZ_16M);
+	ASSERT_EQ(0, close(plain));
+	ASSERT_EQ(0, close(fd));
+}
+
+struct putter {
+	void *vaddr;
+	size_t page;
+	u64 rounds;
+	int stop;
+};
+
+static void *putter(void *data)
+{
+	struct putter *putter = data;
+
+	while (!READ_ONCE(putter->stop)) {
+		(void)READ_ONCE(*(u32 *)putter->vaddr);
+		VFIO_ASSERT_EQ(madvise(putter->vaddr, putter->page, MADV_DONTNEED), 0);
+		WRITE_ONCE(putter->rounds, putter->rounds + 1);
+	}
+
+	return NULL;
+}
+
+/*
+ * The folio is given back and handed out all the time, at the same time. If one
+ * was not accounted for as often as the other the revoke would not see its end,
+ * or not wait for it.
+ */
+TEST_F_TIMEOUT(odirect, fault_and_last_put, 60)
+{
+	struct odirect_test *t = &self->t;
+	struct putter putters[4] = {};
+	pthread_t threads[4];
+	int fd, round, i;
+
+	for (round = 0; round < 3; round++) {
+		fd = export_pages(t, 0, SZ_2M);
+		for (i = 0; i < ARRAY_SIZE(putters); i++) {
+			putters[i] = (struct putter) {
+				/* Not aligned, so PTEs. */
+				.vaddr = mmap_bar(fd, SZ_64K, i * SZ_64K, t->page),
+				.page = t->page,
+			};
+			ASSERT_EQ(0, pthread_create(&threads[i], NULL, putter, &putters[i]));
+		}
+		usleep(300000);
+		for (i = 0; i < ARRAY_SIZE(putters); i++)
+			WRITE_ONCE(putters[i].stop, 1);
+		for (i = 0; i < ARRAY_SIZE(putters); i++) {
+			ASSERT_EQ(0, pthread_join(threads[i], NULL));
+			ASSERT_GT(putters[i].rounds, 0);
+			munmap_bar(putters[i].vaddr, SZ_64K);
+		}
+		vfio_pci_dmabuf_revoke(t->device, fd);
+		ASSERT_EQ(0, close(fd));
+	}
+}
+
 /* Every page is the right one, whatever the alignment of the mapping. */
 TEST_F_TIMEOUT(odirect, ranges, 60)
 {
