@@ -5,6 +5,7 @@
  *
  *	bench instructions MEM_BDF MEM_BAR	with --icount: a nanosecond is an
  *						instruction then
+ *	bench pages MEM_BDF MEM_BAR		the same, what has struct pages
  *	bench threads MEM_BDF MEM_BAR		with two processors, without it
  *
  * and prints "NAME VALUE" for each figure. harness/bench.md says what they are.
@@ -16,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <stdarg.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -327,6 +329,169 @@ static void bench_instructions(void)
 	bench_revoke(vaddr, MAX_VMAS);
 }
 
+/* -- struct pages -------------------------------------------------------------- */
+
+#define IO_TOTAL	SZ_256M
+
+static int disk;
+
+static int export_pages(size_t size)
+{
+	prepare_export(size, 1);
+	request.dma_buf.flags = VFIO_DMA_BUF_FLAG_ZONE_DEVICE;
+	return export();
+}
+
+static void bench_export_pages(const char *name, size_t size)
+{
+	u64 start, least = UINT64_MAX;
+	int round;
+
+	for (round = 0; round < 5; round++) {
+		start = now();
+		close(export_pages(size));
+		keep_least(&least, since(start));
+	}
+	figure(least / (size / SZ_1M), name);
+}
+
+/* mmap(), a touch of each page and munmap(): all that makes memory of a BAR usable */
+static void bench_map_and_touch(const char *name, int fd, size_t size, size_t step)
+{
+	void *vaddr = mmap_reserve(size, SZ_2M, 0);
+	u64 start, least = UINT64_MAX;
+	int round;
+
+	for (round = 0; round < 20; round++) {
+		start = now();
+		map_at(vaddr, size, fd, 0);
+		touch(vaddr, size, step);
+		munmap(vaddr, size);
+		keep_least(&least, since(start));
+	}
+	figure(least, name);
+}
+
+/* The stock kernel's way to struct pages of a BAR: p2pmem of a disk */
+static void bench_p2pmem(void)
+{
+	char path[128];
+	int fd;
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/p2pmem/allocate",
+		 getenv("NVME1_BDF"));
+	fd = open(path, O_RDWR);
+	VFIO_ASSERT_GE(fd, 0);
+	bench_map_and_touch("p2pmem-map-8m", fd, SZ_8M, SZ_4K);
+	close(fd);
+}
+
+/* Memory decoding off, with 1 GiB mapped by PMDs: 512 of them, and no PUD */
+static void bench_freeze(const char *name, int fd)
+{
+	void *vaddr = mmap_reserve(SZ_1G + SZ_2M, SZ_1G, 0) + SZ_2M;
+	u16 command = vfio_pci_config_readw(device, PCI_COMMAND);
+	u64 start, least = UINT64_MAX;
+	int round;
+
+	map_at(vaddr, SZ_1G, fd, 0);
+	madvise(vaddr, SZ_1G, MADV_HUGEPAGE);
+	for (round = 0; round < 5; round++) {
+		touch(vaddr, SZ_1G, SZ_2M);
+		start = now();
+		vfio_pci_config_writew(device, PCI_COMMAND, command & ~PCI_COMMAND_MEMORY);
+		keep_least(&least, since(start));
+		vfio_pci_config_writew(device, PCI_COMMAND, command);
+	}
+	munmap_bar(vaddr, SZ_1G);
+	figure(least, name);
+}
+
+/* In ticks, of which an interrupt is a small part: it takes many to see them */
+static u64 irq_time(void)
+{
+	unsigned long long irq, softirq;
+	FILE *f = fopen("/proc/stat", "r");
+	int found = fscanf(f, "cpu %*u %*u %*u %*u %*u %llu %llu", &irq, &softirq);
+
+	VFIO_ASSERT_EQ(found, 2);
+	fclose(f);
+	return (irq + softirq) * (1000000000ULL / sysconf(_SC_CLK_TCK));
+}
+
+/*
+ * A disk is read until the total has come, the thread's own time and that of
+ * interrupts; per MiB. With @copy_to the data goes there from @vaddr by the CPU.
+ */
+static void bench_io(const char *name, void *vaddr, size_t size, void *copy_to)
+{
+	ssize_t done = pread(disk, vaddr, size, 0);
+	u64 start, at;
+
+	VFIO_ASSERT_EQ(done, size);
+	start = now_on(CLOCK_THREAD_CPUTIME_ID) + irq_time();
+	for (at = 0; at < IO_TOTAL; at += size) {
+		off_t from = at & (SZ_128M - 1);
+
+		done = pread(disk, vaddr, size, from);
+		VFIO_ASSERT_EQ(done, size);
+		if (copy_to)
+			memcpy(copy_to, vaddr, size);
+	}
+	figure((now_on(CLOCK_THREAD_CPUTIME_ID) + irq_time() - start) / (IO_TOTAL / SZ_1M), name);
+}
+
+static void bench_pages(void)
+{
+	size_t size = device->bars[bar].info.size;
+	void *ram, *vaddr;
+	int fd;
+
+	calibrate();
+	bench_p2pmem();
+
+	disk = open(getenv("NVME0"), O_RDONLY | O_DIRECT);
+	VFIO_ASSERT_GE(disk, 0);
+	ram = mmap_reserve(SZ_64M, SZ_2M, 0);
+	ram = mmap(ram, SZ_64M, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	VFIO_ASSERT_NE(ram, MAP_FAILED);
+	madvise(ram, SZ_64M, MADV_HUGEPAGE);
+	memset(ram, 1, SZ_64M);
+	vaddr = mmap_reserve(SZ_64M, SZ_2M, 0);
+	map_at(vaddr, SZ_64M, device->fd, bar_offset());
+	touch(vaddr, SZ_64M, SZ_4K);
+	bench_io("io-ram-1m", ram, SZ_1M, NULL);
+	bench_io("io-ram-8m", ram, SZ_8M, NULL);
+	bench_io("io-ram-64m", ram, SZ_64M, NULL);
+	bench_io("io-copy-8m", ram, SZ_8M, vaddr);
+	munmap_bar(vaddr, SZ_64M);
+
+	if (!vfio_device_has_feature(device, VFIO_DEVICE_FEATURE_SET,
+				     VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE))
+		return;
+
+	fd = export_pages(SZ_64M);
+	bench_map_and_touch("pages-map-8m", fd, SZ_8M, SZ_4K);
+	map_at(vaddr, SZ_64M, fd, 0);
+	touch(vaddr, SZ_64M, SZ_4K);
+	bench_io("io-bar-1m", vaddr, SZ_1M, NULL);
+	bench_io("io-bar-8m", vaddr, SZ_8M, NULL);
+	bench_io("io-bar-64m", vaddr, SZ_64M, NULL);
+	munmap_bar(vaddr, SZ_64M);
+	close(fd);
+
+	bench_export_pages("export-pages-64m", SZ_64M);
+	bench_export_pages("export-pages-1g", size);
+	prepare_export(SZ_1G, 1);
+	fd = export();
+	bench_freeze("freeze-plain", fd);
+	close(fd);
+	fd = export_pages(SZ_1G);
+	bench_freeze("freeze-pages", fd);
+	close(fd);
+}
+
 /* -- threads ----------------------------------------------------------------- */
 
 static atomic_int nr_ready, nr_done;
@@ -398,7 +563,7 @@ int main(int argc, char **argv)
 	struct iommu *iommu;
 
 	if (argc != 4) {
-		fprintf(stderr, "usage: bench instructions|threads MEM_BDF MEM_BAR\n");
+		fprintf(stderr, "usage: bench instructions|pages|threads MEM_BDF MEM_BAR\n");
 		return 2;
 	}
 	iommu = iommu_init(MODE_IOMMUFD);
@@ -407,10 +572,12 @@ int main(int argc, char **argv)
 	munmap_bar(device->bars[bar].vaddr, device->bars[bar].info.size);
 	device->bars[bar].vaddr = NULL;
 
-	if (strcmp(argv[1], "threads"))
-		bench_instructions();
-	else
+	if (!strcmp(argv[1], "threads"))
 		bench_threads();
+	else if (!strcmp(argv[1], "pages"))
+		bench_pages();
+	else
+		bench_instructions();
 
 	vfio_pci_device_cleanup(device);
 	iommu_cleanup(iommu);
