@@ -22,6 +22,7 @@
 
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -46,7 +47,11 @@
 #include <libvfio.h>
 #include <libvfio/vfio_pci_dmabuf.h>
 
+#include "../../../../mm/gup_test.h"
 #include "kselftest_harness.h"
+
+/* Of linux/mm_types.h, for gup_test. */
+#define FOLL_WRITE 1
 
 #define ZONE_DEVICE VFIO_DMA_BUF_FLAG_ZONE_DEVICE
 
@@ -172,6 +177,15 @@ static size_t block_check(struct odirect_test *test, size_t size, off_t at, u64 
 	VFIO_ASSERT_EQ(block_read(test, test->ram, size, at), size);
 
 	return pattern_check(test->ram, size, seed);
+}
+
+static u64 milliseconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+
+	return now.tv_sec * 1000ULL + now.tv_nsec / 1000000;
 }
 
 FIXTURE(odirect) {
@@ -436,7 +450,7 @@ TEST_F(odirect, resident)
 	plain = vfio_pci_dmabuf_export(t->device, t->bar, 0, SZ_16M, 0);
 	/* One with PMDs and PTEs, if there are any of the former. */
 	vaddr = mmap_bar(fd, SZ_16M, 0, 0);
-	ASSERT_EQ(0, madvise(vaddr, SZ_2M, MADV_NOHUGEPAGE));
+	madvise(vaddr, SZ_2M, MADV_NOHUGEPAGE);
 	plain_vaddr = mmap_bar(plain, SZ_16M, 0, 0);
 
 	before = resident_file();
@@ -503,10 +517,12 @@ TEST_F_TIMEOUT(odirect, fault_and_last_put, 60)
 		}
 		usleep(300000);
 		for (i = 0; i < ARRAY_SIZE(putters); i++)
+			while (READ_ONCE(putters[i].rounds) < 100)
+				usleep(10000);
+		for (i = 0; i < ARRAY_SIZE(putters); i++)
 			WRITE_ONCE(putters[i].stop, 1);
 		for (i = 0; i < ARRAY_SIZE(putters); i++) {
 			ASSERT_EQ(0, pthread_join(threads[i], NULL));
-			ASSERT_GT(putters[i].rounds, 0);
 			munmap_bar(putters[i].vaddr, SZ_64K);
 		}
 		vfio_pci_dmabuf_revoke(t->device, fd);
@@ -1020,11 +1036,17 @@ TEST_F(odirect_split, close)
  */
 TEST_F(odirect, refused)
 {
+	const unsigned int pins[] = {
+		GUP_FAST_BENCHMARK, PIN_FAST_BENCHMARK, PIN_LONGTERM_BENCHMARK,
+		GUP_BASIC_TEST, PIN_BASIC_TEST,
+	};
 	struct odirect_test *t = &self->t;
+	int fd, mem, ring, file, gup, ret, i, pipefd[2];
 	struct io_uring_params params = {};
 	struct iovec local, remote;
-	int fd, mem, ring, file, pipefd[2];
+	struct dma_region region;
 	char buf[64];
+	pid_t child;
 	void *vaddr;
 	u32 value;
 
@@ -1065,6 +1087,56 @@ TEST_F(odirect, refused)
 		TH_LOG("no io_uring: %s", strerror(errno));
 	}
 
+	/* Pins for as long as one likes. */
+	region = (struct dma_region) { .vaddr = vaddr, .iova = SZ_1G, .size = SZ_2M };
+	ret = __iommu_map(t->iommu, &region);
+	EXPECT_NE(0, ret);
+	TH_LOG("IOMMU_IOAS_MAP: %s", strerror(-ret));
+
+	/* All kinds of pins of those who have not asked for such pages. */
+	gup = open("/sys/kernel/debug/gup_test", O_RDWR);
+	if (gup >= 0) {
+		for (i = 0; i < ARRAY_SIZE(pins); i++) {
+			struct gup_test test = {
+				.addr = (uintptr_t)vaddr,
+				.size = SZ_64K,
+				.nr_pages_per_call = 16,
+				.gup_flags = FOLL_WRITE,
+			};
+
+			ioctl(gup, pins[i], &test);
+			EXPECT_EQ(0, test.size) {
+				TH_LOG("GUP test %d", i);
+			}
+		}
+		EXPECT_EQ(-1, ioctl(gup, PIN_LONGTERM_TEST_START,
+				    &(struct pin_longterm_test) {
+					.addr = (uintptr_t)vaddr,
+					.size = SZ_64K,
+					.flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE,
+				    }));
+		TH_LOG("FOLL_LONGTERM: %s", strerror(errno));
+		close(gup);
+	} else {
+		TH_LOG("no CONFIG_GUP_TEST");
+	}
+
+	/* What a debugger sees. */
+	child = fork();
+	if (!child) {
+		ptrace(PTRACE_TRACEME, 0, NULL, NULL);
+		raise(SIGSTOP);
+		_exit(0);
+	}
+	ASSERT_EQ(child, waitpid(child, NULL, WUNTRACED));
+	errno = 0;
+	EXPECT_EQ(-1, ptrace(PTRACE_PEEKDATA, child, vaddr, NULL));
+	EXPECT_NE(0, errno);
+	TH_LOG("PTRACE_PEEKDATA: %s", strerror(errno));
+	EXPECT_EQ(-1, ptrace(PTRACE_POKEDATA, child, vaddr, NULL));
+	kill(child, SIGKILL);
+	ASSERT_EQ(child, waitpid(child, NULL, 0));
+
 	/* The CPU copies here, which is no more than what user space can do. */
 	file = memfd_create("odirect", 0);
 	ASSERT_GE(file, 0);
@@ -1076,6 +1148,38 @@ TEST_F(odirect, refused)
 	ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
 	munmap_bar(vaddr, SZ_4M);
 	ASSERT_EQ(0, close(fd));
+}
+
+/* VFIO type1 pins what is mapped for DMA for as long as it is mapped. */
+TEST(odirect_type1_refused)
+{
+	struct vfio_pci_device *device;
+	struct iommu *iommu;
+	struct dma_region region = { .iova = SZ_1G, .size = SZ_2M };
+	int fd, bar, ret;
+
+	if (!vfio_pci_has_group(device_bdf))
+		SKIP(return, "%s has no group", device_bdf);
+
+	iommu = iommu_init(MODE_VFIO_TYPE1V2_IOMMU);
+	device = vfio_pci_device_init(device_bdf, iommu);
+	vfio_pci_cmd_set(device, PCI_COMMAND_MEMORY);
+	bar = vfio_pci_largest_bar(device);
+	if (vfio_pci_dmabuf_supported(device) && bar >= 0 &&
+	    device->bars[bar].info.size >= SZ_32M) {
+		fd = vfio_pci_dmabuf_export(device, bar, 0, SZ_2M, ZONE_DEVICE);
+		region.vaddr = mmap_bar(fd, SZ_2M, 0, 0);
+		ASSERT_EQ(0, try_touch(region.vaddr, SZ_2M));
+		ret = __iommu_map(iommu, &region);
+		EXPECT_NE(0, ret);
+		TH_LOG("VFIO_IOMMU_MAP_DMA: %s", strerror(-ret));
+		/* It holds no reference. */
+		vfio_pci_dmabuf_revoke(device, fd);
+		munmap_bar(region.vaddr, SZ_2M);
+		ASSERT_EQ(0, close(fd));
+	}
+	vfio_pci_device_cleanup(device);
+	iommu_cleanup(iommu);
 }
 
 /*
@@ -1376,6 +1480,257 @@ static void *mmap_thread(void *data)
 	return NULL;
 }
 
+/*
+ * The block device's side fails while I/O is in flight: what was pinned is let go
+ * of when the I/O has its end, whichever that is, and revoke waits for no more.
+ */
+struct disk_failure {
+	const char *name;
+	/* False if the kernel has no means for it. */
+	bool (*begin)(struct odirect_test *test);
+	void (*end)(struct odirect_test *test);
+	/* I/O can fail of it, not only take longer. */
+	bool visible;
+};
+
+static bool write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	ssize_t ret;
+
+	if (fd < 0)
+		return false;
+	ret = write(fd, text, strlen(text));
+	close(fd);
+
+	return ret == (ssize_t)strlen(text);
+}
+
+/* An attribute of the block device, or of its controller (device/...). */
+static bool write_disk(const char *attribute, const char *text)
+{
+	const char *name = strrchr(block_path, '/');
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), "/sys/block/%s/%s", name ? name + 1 : block_path,
+		 attribute);
+
+	return write_text(path, text);
+}
+
+/* How often, in percent, and without a word in the log. */
+static bool write_failure(const char *name, const char *percent)
+{
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), "/sys/kernel/debug/%s/verbose", name);
+	if (!write_text(path, "0"))
+		return false;
+	snprintf(path, sizeof(path), "/sys/kernel/debug/%s/times", name);
+	if (!write_text(path, "-1"))
+		return false;
+	snprintf(path, sizeof(path), "/sys/kernel/debug/%s/probability", name);
+
+	return write_text(path, percent);
+}
+
+static bool submission_begin(struct odirect_test *test)
+{
+	return write_disk("make-it-fail", "1") && write_failure("fail_make_request", "30");
+}
+
+static void submission_end(struct odirect_test *test)
+{
+	VFIO_ASSERT_TRUE(write_failure("fail_make_request", "0"));
+	VFIO_ASSERT_TRUE(write_disk("make-it-fail", "0"));
+}
+
+/* The completion is lost: the driver has to find out, and what it does is up to it. */
+static bool timeout_begin(struct odirect_test *test)
+{
+	return write_disk("queue/io_timeout", "1000") &&
+	       write_disk("io-timeout-fail", "1") && write_failure("fail_io_timeout", "5");
+}
+
+static void timeout_end(struct odirect_test *test)
+{
+	VFIO_ASSERT_TRUE(write_failure("fail_io_timeout", "0"));
+	VFIO_ASSERT_TRUE(write_disk("io-timeout-fail", "0"));
+	VFIO_ASSERT_TRUE(write_disk("queue/io_timeout", "30000"));
+}
+
+/* Of NVMe: all that is in flight is cancelled, and begun again afterwards. */
+static bool controller_begin(struct odirect_test *test)
+{
+	return write_disk("device/reset_controller", "1");
+}
+
+static void controller_end(struct odirect_test *test)
+{
+}
+
+static const struct disk_failure submission_fails = {
+	.name = "CONFIG_FAIL_MAKE_REQUEST",
+	.begin = submission_begin,
+	.end = submission_end,
+	.visible = true,
+};
+
+static const struct disk_failure completion_lost = {
+	.name = "CONFIG_FAIL_IO_TIMEOUT",
+	.begin = timeout_begin,
+	.end = timeout_end,
+};
+
+static const struct disk_failure controller_reset = {
+	.name = "a controller that can be reset",
+	.begin = controller_begin,
+	.end = controller_end,
+};
+
+#define FAILING_SIZE SZ_2M
+#define FAILING_SEED 71
+
+struct failing_io {
+	struct odirect_test *t;
+	void *vaddr;
+	int nr;
+	bool write;
+	bool stop;
+
+	u64 good;
+	u64 failed;
+	u64 refused;
+	u64 wrong;
+};
+
+static void *failing_io_thread(void *data)
+{
+	struct failing_io *io = data;
+	off_t at = io->write ? SZ_32M + io->nr * FAILING_SIZE : 0;
+	char arrived[SZ_4K];
+	ssize_t ret;
+
+	while (!READ_ONCE(io->stop)) {
+		if (io->write)
+			ret = block_write(io->t, io->vaddr, FAILING_SIZE, at);
+		else
+			ret = block_read(io->t, io->vaddr, FAILING_SIZE, at);
+
+		if (ret == FAILING_SIZE) {
+			WRITE_ONCE(io->good, io->good + 1);
+			/* What has been read is right, unless it is gone already. */
+			if (!io->write && !try_memcpy(arrived, io->vaddr, SZ_4K) &&
+			    pattern_check(arrived, SZ_4K, FAILING_SEED) != SZ_4K)
+				io->wrong++;
+		} else if (ret == -EFAULT) {
+			WRITE_ONCE(io->refused, io->refused + 1);
+			usleep(1000);
+		} else {
+			WRITE_ONCE(io->failed, io->failed + 1);
+		}
+	}
+
+	return NULL;
+}
+
+FIXTURE(odirect_failing) {
+	struct odirect_test t;
+	const struct disk_failure *failure;
+};
+
+FIXTURE_VARIANT(odirect_failing) {
+	const struct disk_failure *failure;
+};
+
+FIXTURE_VARIANT_ADD(odirect_failing, submission) {
+	.failure = &submission_fails,
+};
+
+FIXTURE_VARIANT_ADD(odirect_failing, completion) {
+	.failure = &completion_lost,
+};
+
+FIXTURE_VARIANT_ADD(odirect_failing, controller) {
+	.failure = &controller_reset,
+};
+
+FIXTURE_SETUP(odirect_failing)
+{
+	const char *reason = odirect_test_setup(&self->t, true);
+
+	self->failure = variant->failure;
+	if (reason)
+		SKIP(return, "%s: %s", device_bdf, reason);
+}
+
+FIXTURE_TEARDOWN(odirect_failing)
+{
+	odirect_test_teardown(&self->t);
+}
+
+TEST_F_TIMEOUT(odirect_failing, revoke, 240)
+{
+	struct odirect_test *t = &self->t;
+	struct failing_io ios[4];
+	pthread_t threads[4];
+	u64 start, slowest = 0, sum[3] = {};
+	int fd, i, round;
+
+	block_fill(t, FAILING_SIZE, 0, FAILING_SEED);
+	for (round = 0; round < 6; round++) {
+		memset(ios, 0, sizeof(ios));
+		fd = export_pages(t, 0, SZ_8M);
+		for (i = 0; i < ARRAY_SIZE(ios); i++) {
+			ios[i].t = t;
+			ios[i].vaddr = mmap_bar(fd, FAILING_SIZE, i * FAILING_SIZE, 0);
+			ios[i].nr = i;
+			ios[i].write = i & 1;
+			ASSERT_EQ(0, pthread_create(&threads[i], NULL, failing_io_thread, &ios[i]));
+		}
+
+		usleep(50000);
+		if (!self->failure->begin(t)) {
+			ASSERT_EQ(0, round);
+			for (i = 0; i < ARRAY_SIZE(ios); i++) {
+				WRITE_ONCE(ios[i].stop, true);
+				ASSERT_EQ(0, pthread_join(threads[i], NULL));
+			}
+			SKIP(return, "the kernel or the disk lacks %s", self->failure->name);
+		}
+		usleep(round * 100000);
+
+		start = milliseconds();
+		vfio_pci_dmabuf_revoke(t->device, fd);
+		slowest = max(slowest, milliseconds() - start);
+
+		self->failure->end(t);
+		for (i = 0; i < ARRAY_SIZE(ios); i++) {
+			WRITE_ONCE(ios[i].stop, true);
+			ASSERT_EQ(0, pthread_join(threads[i], NULL));
+			ASSERT_EQ(0, ios[i].wrong);
+			sum[0] += ios[i].good;
+			sum[1] += ios[i].failed;
+			sum[2] += ios[i].refused;
+			munmap_bar(ios[i].vaddr, FAILING_SIZE);
+		}
+		ASSERT_EQ(0, close(fd));
+		/* The pages are there for another one, and the disk for everybody. */
+		ASSERT_EQ(0, close(export_pages(t, 0, SZ_8M)));
+		ASSERT_EQ(FAILING_SIZE, block_check(t, FAILING_SIZE, 0, FAILING_SEED));
+	}
+
+	TH_LOG("%lu good, %lu failed, %lu refused, revoke took %lu ms at most",
+	       (unsigned long)sum[0], (unsigned long)sum[1], (unsigned long)sum[2],
+	       (unsigned long)slowest);
+	ASSERT_GT(sum[0], 0);
+	ASSERT_GT(sum[2], 0);
+	if (self->failure->visible)
+		ASSERT_GT(sum[1], 0);
+	/* Some timeouts of a second each. */
+	ASSERT_LT(slowest, 30000);
+}
+
 FIXTURE(odirect_storm) {
 	struct odirect_test t;
 	const struct vfio_pci_suspend *suspend;
@@ -1644,15 +1999,6 @@ struct big_io {
 	ssize_t ret;
 	struct iovec iov[1024];
 };
-
-static u64 milliseconds(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-
-	return now.tv_sec * 1000ULL + now.tv_nsec / 1000000;
-}
 
 static void *big_io_thread(void *data)
 {
