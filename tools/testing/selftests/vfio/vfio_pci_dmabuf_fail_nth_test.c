@@ -234,8 +234,9 @@ TEST_F_TIMEOUT(fail_nth, export, 300)
 		munmap_bar(vaddr, SZ_4M + SZ_2M);
 		ASSERT_EQ(0, close(fd));
 	}
+	/* In two sweeps. So many there are in one, with whatever kernel. */
 	TH_LOG("%u refused", refused);
-	ASSERT_GT(refused, 4);
+	ASSERT_GE(refused, 11);
 }
 
 TEST_F_TIMEOUT(fail_nth, mmap, 120)
@@ -515,7 +516,7 @@ TEST_F_TIMEOUT(fail_nth_device, mmap, 120)
 		munmap_bar(vaddr, SZ_2M);
 		ASSERT_EQ(0, close(fd));
 	}
-	ASSERT_GT(refused, 4);
+	ASSERT_GE(refused, 6);
 
 	t->device = vfio_pci_device_init(device_bdf, t->iommu);
 }
