@@ -16,7 +16,7 @@ fragments_of() { awk -v name="$1" '$1 == name { gsub(/,/, " ", $3); print $3 }' 
 like() { awk -v name="$1" '
 	/^#/ || !NF		{ next }
 				{ split($3, fragment, ",") }
-	$4 != "build" && $4 != "compile" && $4 != "bench" && !($2 in first) {
+	$4 != "build" && $4 != "compile" && $4 != "-" && !($2 in first) {
 		first[$2] = $1; base[$2] = fragment[1]
 	}
 	$1 == name		{ if (($4 == "build" || $4 == "compile") && base[$2] == fragment[1]) print first[$2]; exit }

@@ -4,7 +4,8 @@
  * block device and the BAR, and the end of it at suspend and revoke.
  *
  * $VFIO_SELFTESTS_BLKDEV names a block device that takes PCI P2PDMA pages, NVMe
- * for one. ITS CONTENTS ARE OVERWRITTEN, as are those of the largest BAR.
+ * for one, or a file on one. ITS CONTENTS ARE OVERWRITTEN, as are those of the
+ * largest BAR.
  *
  * VFIO_SELFTESTS_NO_P2P=1 announces that no DMA between the two is possible, as
  * they share no switch and the kernel does not know what their root complex
@@ -83,6 +84,8 @@ struct odirect_test {
 
 static const char *odirect_test_setup(struct odirect_test *test, bool need_block)
 {
+	struct stat info;
+
 	test->block = -1;
 	test->page = getpagesize();
 	test->iommu = iommu_init(default_iommu_mode);
@@ -114,7 +117,10 @@ static const char *odirect_test_setup(struct odirect_test *test, bool need_block
 	if (block_path) {
 		test->block = open(block_path, O_RDWR | O_DIRECT);
 		VFIO_ASSERT_GE(test->block, 0, "open(%s) failed\n", block_path);
-		ioctl_assert(test->block, BLKGETSIZE64, &test->block_size);
+		VFIO_ASSERT_EQ(fstat(test->block, &info), 0);
+		test->block_size = info.st_size;
+		if (S_ISBLK(info.st_mode))
+			ioctl_assert(test->block, BLKGETSIZE64, &test->block_size);
 		VFIO_ASSERT_GE(test->block_size, SZ_64M,
 			       "%s is smaller than 64 MiB\n", block_path);
 	}
@@ -2696,10 +2702,10 @@ TEST_F_TIMEOUT(odirect_held, bystander_of_reset, 90)
 }
 
 /*
- * NVMe commands that io_uring passes through. The task that has submitted them
- * takes the device away without ever looking for their completion, and must not
- * wait for itself. If it does, it may be beyond a signal's reach: each of these
- * runs in a process of its own, which is left behind then, along with the
+ * Reads by io_uring, and NVMe commands that it passes through. The task that has
+ * submitted them takes the device away without ever looking for their completion,
+ * and must not wait for itself. If it does, it may be beyond a signal's reach: each
+ * of these runs in a process of its own, which is left behind then, along with the
  * device. That is why they come last.
  */
 
@@ -2710,8 +2716,15 @@ TEST_F_TIMEOUT(odirect_held, bystander_of_reset, 90)
 #define PASS_ROUNDS	20
 #define PASS_TIMEOUT	60000
 
+enum pass_kind {
+	PASS_NVME,
+	PASS_READ,
+	PASS_READ_FIXED_FILE,
+};
+
 struct pass_ring {
 	int fd;
+	enum pass_kind kind;
 	struct io_uring_params params;
 	void *rings;
 	size_t rings_size;
@@ -2720,7 +2733,7 @@ struct pass_ring {
 };
 
 /* False if the kernel is built without io_uring. */
-static bool pass_ring_setup(struct pass_ring *ring, u32 flags)
+static bool pass_ring_setup(struct pass_ring *ring, enum pass_kind kind, u32 flags)
 {
 	struct io_uring_params *params = &ring->params;
 
@@ -2728,6 +2741,7 @@ static bool pass_ring_setup(struct pass_ring *ring, u32 flags)
 		return false;
 
 	memset(ring, 0, sizeof(*ring));
+	ring->kind = kind;
 	params->flags = IORING_SETUP_SQE128 | IORING_SETUP_CQE32 | flags;
 	ring->fd = syscall(__NR_io_uring_setup, PASS_COMMANDS, params);
 	VFIO_ASSERT_GE(ring->fd, 0);
@@ -2752,36 +2766,64 @@ static void pass_ring_cleanup(struct pass_ring *ring)
 	VFIO_ASSERT_EQ(close(ring->fd), 0);
 }
 
+static void pass_prepare_nvme(struct io_uring_sqe *sqe, struct odirect_test *t,
+			      int generic)
+{
+	struct nvme_uring_cmd *cmd = (void *)sqe->cmd;
+	int nsid, block_size;
+	u64 lba;
+
+	nsid = ioctl(t->block, NVME_IOCTL_ID);
+	VFIO_ASSERT_GT(nsid, 0);
+	ioctl_assert(t->block, BLKSSZGET, &block_size);
+	lba = sqe->user_data * PASS_LENGTH / block_size;
+
+	sqe->opcode = IORING_OP_URING_CMD;
+	sqe->fd = generic;
+	sqe->cmd_op = NVME_URING_CMD_IO;
+	cmd->opcode = 0x02; /* read */
+	cmd->nsid = nsid;
+	cmd->data_len = PASS_LENGTH;
+	cmd->cdw10 = lba;
+	cmd->cdw11 = lba >> 32;
+	cmd->cdw12 = PASS_LENGTH / block_size - 1;
+}
+
 /* All reads at once, from the beginning of the block device to @vaddr. */
 static void pass_ring_read(struct pass_ring *ring, struct odirect_test *t,
 			   int generic, void *vaddr)
 {
 	u32 *array = ring->rings + ring->params.sq_off.array;
 	u32 *tail = ring->rings + ring->params.sq_off.tail;
-	int nsid, i, block_size;
+	int i;
 
-	nsid = ioctl(t->block, NVME_IOCTL_ID);
-	VFIO_ASSERT_GT(nsid, 0);
-	ioctl_assert(t->block, BLKSSZGET, &block_size);
+	if (ring->kind == PASS_READ_FIXED_FILE)
+		VFIO_ASSERT_EQ(syscall(__NR_io_uring_register, ring->fd, IORING_REGISTER_FILES,
+				       &t->block, 1), 0);
 
 	for (i = 0; i < PASS_COMMANDS; i++) {
 		struct io_uring_sqe *sqe = ring->sqes + i * 128;
 		struct nvme_uring_cmd *cmd = (void *)sqe->cmd;
-		u64 lba = (u64)i * PASS_LENGTH / block_size;
+		void *to = vaddr + i * PASS_LENGTH;
 
 		memset(sqe, 0, 128);
-		sqe->opcode = IORING_OP_URING_CMD;
-		sqe->fd = generic;
-		sqe->cmd_op = NVME_URING_CMD_IO;
 		sqe->user_data = i;
-		cmd->opcode = 0x02; /* read */
-		cmd->nsid = nsid;
-		cmd->addr = (uintptr_t)vaddr + i * PASS_LENGTH;
-		cmd->data_len = PASS_LENGTH;
-		cmd->cdw10 = lba;
-		cmd->cdw11 = lba >> 32;
-		cmd->cdw12 = PASS_LENGTH / block_size - 1;
 		array[i] = i;
+		if (ring->kind == PASS_NVME) {
+			pass_prepare_nvme(sqe, t, generic);
+			cmd->addr = (uintptr_t)to;
+			continue;
+		}
+
+		sqe->opcode = IORING_OP_READ;
+		sqe->fd = t->block;
+		if (ring->kind == PASS_READ_FIXED_FILE) {
+			sqe->fd = 0; /* of those that were registered */
+			sqe->flags = IOSQE_FIXED_FILE;
+		}
+		sqe->addr = (uintptr_t)to;
+		sqe->len = PASS_LENGTH;
+		sqe->off = (u64)i * PASS_LENGTH;
 	}
 
 	__atomic_store_n(tail, *tail + PASS_COMMANDS, __ATOMIC_RELEASE);
@@ -2803,6 +2845,7 @@ static void pass_ring_reap(struct pass_ring *ring, bool refused)
 	u32 *head = ring->rings + ring->params.cq_off.head;
 	u32 *mask = ring->rings + ring->params.cq_off.ring_mask;
 	void *cqes = ring->rings + ring->params.cq_off.cqes;
+	const int good = ring->kind == PASS_NVME ? 0 : PASS_LENGTH;
 	struct io_uring_cqe *cqe;
 	int i;
 
@@ -2814,7 +2857,7 @@ static void pass_ring_reap(struct pass_ring *ring, bool refused)
 
 	for (i = 0; i < PASS_COMMANDS; i++) {
 		cqe = cqes + ((*head + i) & *mask) * 32;
-		VFIO_ASSERT_EQ(!!cqe->res, refused, "command %d: %d\n",
+		VFIO_ASSERT_EQ(cqe->res != good, refused, "command %d: %d\n",
 			       (int)cqe->user_data, cqe->res);
 	}
 	__atomic_store_n(head, *head + PASS_COMMANDS, __ATOMIC_RELEASE);
@@ -2867,7 +2910,7 @@ static void pass_end_close_device(struct pass_buffer *buffer)
 }
 
 /* Returns an exit status. */
-static int pass_round(const char *generic_path, u32 flags,
+static int pass_round(const char *generic_path, enum pass_kind kind, u32 flags,
 		      void (*end)(struct pass_buffer *buffer), u32 *in_flight)
 {
 	static struct odirect_test test;
@@ -2886,7 +2929,7 @@ static int pass_round(const char *generic_path, u32 flags,
 
 	generic = open(generic_path, O_RDWR);
 	VFIO_ASSERT_GE(generic, 0);
-	VFIO_ASSERT_TRUE(pass_ring_setup(&ring, flags));
+	VFIO_ASSERT_TRUE(pass_ring_setup(&ring, kind, flags));
 
 	block_fill(t, PASS_SIZE, 0, 91);
 	buffer.fd = export_pages(t, 0, PASS_SIZE);
@@ -2946,7 +2989,7 @@ static const char *pass_generic_path(char *generic_path, size_t size)
 		return "the block device has no generic device";
 	snprintf_assert(generic_path, size, "/dev/ng%s", name + 4);
 
-	if (!pass_ring_setup(&ring, 0))
+	if (!pass_ring_setup(&ring, PASS_NVME, 0))
 		return "no io_uring";
 	pass_ring_cleanup(&ring);
 
@@ -2970,7 +3013,7 @@ TEST_F_TIMEOUT(odirect_refused, passthrough, 60)
 
 	generic = open(generic_path, O_RDWR);
 	ASSERT_GE(generic, 0);
-	ASSERT_TRUE(pass_ring_setup(&ring, 0));
+	ASSERT_TRUE(pass_ring_setup(&ring, PASS_NVME, 0));
 	block_fill(t, PASS_SIZE, 0, 106);
 	fd = export_pages(t, 0, PASS_SIZE);
 	vaddr = mmap_bar(fd, PASS_SIZE, 0, 0);
@@ -3034,7 +3077,8 @@ FIXTURE_TEARDOWN(odirect_passthrough)
 }
 
 static void test_passthrough(struct __test_metadata *_metadata, const char *generic_path,
-			     u32 flags, void (*end)(struct pass_buffer *buffer))
+			     enum pass_kind kind, u32 flags,
+			     void (*end)(struct pass_buffer *buffer))
 {
 	/* A reset takes a second or so. */
 	int rounds = end == pass_end_reset ? PASS_ROUNDS / 4 : PASS_ROUNDS;
@@ -3046,7 +3090,7 @@ static void test_passthrough(struct __test_metadata *_metadata, const char *gene
 	ASSERT_GE(pid, 0);
 	if (!pid) {
 		for (round = 0; round < rounds; round++) {
-			ret = pass_round(generic_path, flags, end, &in_flight);
+			ret = pass_round(generic_path, kind, flags, end, &in_flight);
 			if (ret)
 				_exit(ret);
 		}
@@ -3082,13 +3126,25 @@ static void test_passthrough(struct __test_metadata *_metadata, const char *gene
 /* Completions come to the task whenever it leaves the kernel ... */
 TEST_F_TIMEOUT(odirect_passthrough, ring, 120)
 {
-	test_passthrough(_metadata, self->generic_path, 0, variant->end);
+	test_passthrough(_metadata, self->generic_path, PASS_NVME, 0, variant->end);
 }
 
 /* ... or only when it asks for them. */
 TEST_F_TIMEOUT(odirect_passthrough, ring_deferred, 120)
 {
-	test_passthrough(_metadata, self->generic_path,
+	test_passthrough(_metadata, self->generic_path, PASS_NVME,
+			 IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SINGLE_ISSUER,
+			 variant->end);
+}
+
+TEST_F_TIMEOUT(odirect_passthrough, read, 120)
+{
+	test_passthrough(_metadata, self->generic_path, PASS_READ, 0, variant->end);
+}
+
+TEST_F_TIMEOUT(odirect_passthrough, read_fixed_file, 120)
+{
+	test_passthrough(_metadata, self->generic_path, PASS_READ_FIXED_FILE,
 			 IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SINGLE_ISSUER,
 			 variant->end);
 }
