@@ -1524,8 +1524,8 @@ static bool write_disk(const char *attribute, const char *text)
 	return write_text(path, text);
 }
 
-/* How often, in percent, and without a word in the log. */
-static bool write_failure(const char *name, const char *percent)
+/* How often, in percent, and how many times (-1: always), without a word in the log. */
+static bool write_failure(const char *name, const char *percent, const char *times)
 {
 	char path[PATH_MAX];
 
@@ -1533,7 +1533,7 @@ static bool write_failure(const char *name, const char *percent)
 	if (!write_text(path, "0"))
 		return false;
 	snprintf(path, sizeof(path), "/sys/kernel/debug/%s/times", name);
-	if (!write_text(path, "-1"))
+	if (!write_text(path, times))
 		return false;
 	snprintf(path, sizeof(path), "/sys/kernel/debug/%s/probability", name);
 
@@ -1542,25 +1542,33 @@ static bool write_failure(const char *name, const char *percent)
 
 static bool submission_begin(struct odirect_test *test)
 {
-	return write_disk("make-it-fail", "1") && write_failure("fail_make_request", "30");
+	return write_disk("make-it-fail", "1") && write_failure("fail_make_request", "30", "-1");
 }
 
 static void submission_end(struct odirect_test *test)
 {
-	VFIO_ASSERT_TRUE(write_failure("fail_make_request", "0"));
+	VFIO_ASSERT_TRUE(write_failure("fail_make_request", "0", "-1"));
 	VFIO_ASSERT_TRUE(write_disk("make-it-fail", "0"));
 }
 
-/* The completion is lost: the driver has to find out, and what it does is up to it. */
+/*
+ * Completions are lost: the driver has to find out, and what it does is up to it. It
+ * may reset the disk, for which others have to arrive.
+ */
 static bool timeout_begin(struct odirect_test *test)
 {
-	return write_disk("queue/io_timeout", "1000") &&
-	       write_disk("io-timeout-fail", "1") && write_failure("fail_io_timeout", "5");
+	if (!write_disk("queue/io_timeout", "1000"))
+		return false;
+	/* Those that have begun go on with the old one. */
+	usleep(500000);
+
+	return write_disk("io-timeout-fail", "1") &&
+	       write_failure("fail_io_timeout", "20", "4");
 }
 
 static void timeout_end(struct odirect_test *test)
 {
-	VFIO_ASSERT_TRUE(write_failure("fail_io_timeout", "0"));
+	VFIO_ASSERT_TRUE(write_failure("fail_io_timeout", "0", "-1"));
 	VFIO_ASSERT_TRUE(write_disk("io-timeout-fail", "0"));
 	VFIO_ASSERT_TRUE(write_disk("queue/io_timeout", "30000"));
 }
