@@ -5,8 +5,8 @@
  *
  *	vfio_pci_dmabuf_example /dev/vfio/devices/vfio0 BAR FILE
  *
- * BAR is the number of a BAR that is at least 2 MiB large. FILE is on, or is, a block
- * device that does peer-to-peer DMA. What the BAR holds is overwritten.
+ * BAR is the number of a BAR that is at least 2 MiB large. FILE, as large, is on, or is,
+ * a block device that does peer-to-peer DMA. What the BAR holds is overwritten.
  */
 #include <err.h>
 #include <errno.h>
@@ -102,6 +102,8 @@ int main(int argc, char *argv[])
 	size = pread(file, memory, SIZE, 0);
 	if (size < 0)
 		err(1, "read");
+	if (size != SIZE)
+		errx(1, "%s is too short", argv[3]);
 	printf("%zd bytes are in the device, the first is %#x\n", size, memory[0]);
 
 	revoke_buffer(device, dmabuf);

@@ -380,6 +380,7 @@ TEST_F_TIMEOUT(fail_nth, buffer_close, 120)
 	struct fail_test *t = &self->t;
 	void *vaddr;
 
+	ASSERT_GE(before, 0);
 	while (next_failure(t)) {
 		fd = vfio_pci_dmabuf_export(t->device, t->bar, SZ_2M, SZ_4M, self->flags);
 		vaddr = mmap_bar(fd, SZ_4M, 0, 0);
@@ -392,6 +393,8 @@ TEST_F_TIMEOUT(fail_nth, buffer_close, 120)
 		munmap_bar(vaddr, SZ_4M);
 	}
 	ASSERT_EQ(before, count_dmabufs());
+	fd = vfio_pci_dmabuf_export(t->device, t->bar, SZ_2M, SZ_4M, self->flags);
+	ASSERT_EQ(0, close(fd));
 }
 
 /*
