@@ -262,6 +262,29 @@ vm_fault_t pci_p2pdma_insert_pages(struct p2pdma_pages *pages,
 }
 EXPORT_SYMBOL_GPL(pci_p2pdma_insert_pages);
 
+/* nr_busy is not told otherwise by any of the folios */
+static void p2pdma_pages_check_rest(struct p2pdma_pages *pages)
+{
+	struct dev_pagemap *pgmap = &pages->map.pgmap;
+	unsigned long pfn, end;
+	struct folio *folio;
+	int i;
+
+	if (!IS_ENABLED(CONFIG_DEBUG_VM))
+		return;
+
+	for (i = 0; i < pgmap->nr_range; i++) {
+		pfn = PHYS_PFN(pgmap->ranges[i].start);
+		end = PHYS_PFN(pgmap->ranges[i].end + 1);
+		for (; pfn < end; pfn += folio_nr_pages(folio)) {
+			folio = pfn_folio(pfn);
+			VM_WARN_ON_ONCE_FOLIO(folio_ref_count(folio) ||
+					      folio_mapped(folio), folio);
+			cond_resched();
+		}
+	}
+}
+
 /**
  * pci_p2pdma_wait_pages - wait until all folios are at rest
  * @pages: the pages, not handed out any more and not mapped
@@ -277,12 +300,17 @@ EXPORT_SYMBOL_GPL(pci_p2pdma_insert_pages);
  */
 int pci_p2pdma_wait_pages(struct p2pdma_pages *pages, bool intr)
 {
-	if (intr)
-		return wait_var_event_interruptible(&pages->nr_busy,
-					!atomic_read(&pages->nr_busy));
+	int ret = 0;
 
-	wait_var_event(&pages->nr_busy, !atomic_read(&pages->nr_busy));
-	return 0;
+	if (intr)
+		ret = wait_var_event_interruptible(&pages->nr_busy,
+						   !atomic_read(&pages->nr_busy));
+	else
+		wait_var_event(&pages->nr_busy, !atomic_read(&pages->nr_busy));
+
+	if (!ret)
+		p2pdma_pages_check_rest(pages);
+	return ret;
 }
 EXPORT_SYMBOL_GPL(pci_p2pdma_wait_pages);
 

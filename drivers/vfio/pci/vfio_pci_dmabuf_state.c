@@ -43,9 +43,10 @@
  *	under mmap_lock.
  *  vdev->dmabufs_lock
  *	Serialises the transitions of a device.  Most come with memory_lock
- *	held, but a reset from outside of vfio and an error cannot: the user's
- *	accesses to config space are blocked by then, and one of those may hold
- *	memory_lock.  Nor do they wait for whoever holds this lock in step 4.
+ *	held, but a reset from outside of vfio and an error cannot: whoever has
+ *	memory_lock may be waiting for their end, with an access to config space
+ *	that they block, or for I/O of a device that they reset.  Nor do they
+ *	wait for whoever holds this lock in step 4.
  *  buf->drain_lock
  *	Serialises who drains one buffer, and keeps buf->dmabuf in place for
  *	them.  Held during step 4, so that nothing that step 4 waits for may

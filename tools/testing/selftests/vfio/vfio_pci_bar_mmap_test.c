@@ -1274,15 +1274,6 @@ static u16 physical_command(const char *bdf)
 	return cmd;
 }
 
-static u64 milliseconds(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-
-	return now.tv_sec * 1000ULL + now.tv_nsec / 1000000;
-}
-
 /*
  * The port above the device reports an error: the device is reset, and nobody
  * restores its BARs before the user does.

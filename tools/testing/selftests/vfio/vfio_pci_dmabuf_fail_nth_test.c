@@ -55,31 +55,16 @@ struct fail_test {
 	unsigned int sweep;
 };
 
-static bool write_setting(const char *dir, const char *name, const char *value)
-{
-	char path[300];
-	int fd, ret;
-
-	snprintf(path, sizeof(path), "/sys/kernel/debug/%s/%s", dir, name);
-	fd = open(path, O_WRONLY);
-	if (fd < 0)
-		return false;
-	ret = write(fd, value, strlen(value));
-	close(fd);
-
-	return ret == (int)strlen(value);
-}
-
 /* All allocations can fail, and nothing is said of it in the log. */
 static bool setup_fault_injection(void)
 {
-	return write_setting("failslab", "ignore-gfp-wait", "N") &&
-	       write_setting("failslab", "verbose", "0") &&
-	       write_setting("fail_page_alloc", "ignore-gfp-wait", "N") &&
-	       write_setting("fail_page_alloc", "ignore-gfp-highmem", "N") &&
-	       write_setting("fail_page_alloc", "min-order", "0") &&
-	       write_setting("fail_page_alloc", "verbose", "0") &&
-	       write_setting("fail_usercopy", "verbose", "0");
+	return write_text("/sys/kernel/debug/failslab/ignore-gfp-wait", "N") &&
+	       write_text("/sys/kernel/debug/failslab/verbose", "0") &&
+	       write_text("/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N") &&
+	       write_text("/sys/kernel/debug/fail_page_alloc/ignore-gfp-highmem", "N") &&
+	       write_text("/sys/kernel/debug/fail_page_alloc/min-order", "0") &&
+	       write_text("/sys/kernel/debug/fail_page_alloc/verbose", "0") &&
+	       write_text("/sys/kernel/debug/fail_usercopy/verbose", "0");
 }
 
 static const char *fail_test_setup(struct fail_test *test, const char *mode)
@@ -176,7 +161,6 @@ static bool is_failure(long ret)
 
 FIXTURE(fail_nth) {
 	struct fail_test t;
-	u32 flags;
 };
 
 FIXTURE_VARIANT(fail_nth) {
@@ -194,7 +178,6 @@ FIXTURE_SETUP(fail_nth)
 {
 	const char *reason = fail_test_setup(&self->t, default_iommu_mode);
 
-	self->flags = variant->flags;
 	if (reason)
 		SKIP(return, "%s: %s", device_bdf, reason);
 }
@@ -218,7 +201,7 @@ TEST_F_TIMEOUT(fail_nth, export, 300)
 	while (next_failure(t)) {
 		fail(t);
 		fd = __vfio_pci_dmabuf_export(t->device, t->bar, ranges, ARRAY_SIZE(ranges),
-					      O_RDWR | O_CLOEXEC, self->flags);
+					      O_RDWR | O_CLOEXEC, variant->flags);
 		if (failed(t) && fd < 0) {
 			ASSERT_TRUE(is_failure(fd)) {
 				TH_LOG("%u: %d", t->nth, fd);
@@ -246,7 +229,7 @@ TEST_F_TIMEOUT(fail_nth, mmap, 120)
 	void *vaddr;
 	int fd;
 
-	fd = vfio_pci_dmabuf_export(t->device, t->bar, SZ_2M, SZ_4M, self->flags);
+	fd = vfio_pci_dmabuf_export(t->device, t->bar, SZ_2M, SZ_4M, variant->flags);
 	while (next_failure(t)) {
 		fail(t);
 		vaddr = mmap(NULL, SZ_4M, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -274,7 +257,7 @@ TEST_F_TIMEOUT(fail_nth, fault, 120)
 	u32 value;
 	int fd;
 
-	fd = vfio_pci_dmabuf_export(t->device, t->bar, SZ_2M, SZ_4M, self->flags);
+	fd = vfio_pci_dmabuf_export(t->device, t->bar, SZ_2M, SZ_4M, variant->flags);
 	WRITE_ONCE(*(u32 *)(t->vaddr + SZ_2M + SZ_64K), 0x5eed);
 	/* A GiB of its own, so that page tables go with the mapping. */
 	hole = mmap(NULL, SZ_2G, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -306,7 +289,7 @@ TEST_F_TIMEOUT(fail_nth, iommu_map, 120)
 	unsigned int refused = 0;
 	int fd, ret;
 
-	fd = vfio_pci_dmabuf_export(t->device, t->bar, SZ_2M, SZ_4M, self->flags);
+	fd = vfio_pci_dmabuf_export(t->device, t->bar, SZ_2M, SZ_4M, variant->flags);
 	while (next_failure(t)) {
 		fail(t);
 		ret = __iommu_map_dmabuf(t->iommu, fd, 0, SZ_4M, BAR_IOVA);
@@ -336,7 +319,7 @@ TEST_F_TIMEOUT(fail_nth, revoke, 120)
 	u32 value;
 
 	while (next_failure(t)) {
-		fd = vfio_pci_dmabuf_export(t->device, t->bar, SZ_2M, SZ_4M, self->flags);
+		fd = vfio_pci_dmabuf_export(t->device, t->bar, SZ_2M, SZ_4M, variant->flags);
 		vaddr = mmap_bar(fd, SZ_4M, 0, 0);
 		ASSERT_EQ(0, try_touch(vaddr, SZ_4M));
 		ASSERT_EQ(0, __iommu_map_dmabuf(t->iommu, fd, 0, SZ_4M, BAR_IOVA));
@@ -382,7 +365,7 @@ TEST_F_TIMEOUT(fail_nth, buffer_close, 120)
 
 	ASSERT_GE(before, 0);
 	while (next_failure(t)) {
-		fd = vfio_pci_dmabuf_export(t->device, t->bar, SZ_2M, SZ_4M, self->flags);
+		fd = vfio_pci_dmabuf_export(t->device, t->bar, SZ_2M, SZ_4M, variant->flags);
 		vaddr = mmap_bar(fd, SZ_4M, 0, 0);
 		ASSERT_EQ(0, try_touch(vaddr, SZ_4M));
 		ASSERT_EQ(0, close(fd));
@@ -393,7 +376,7 @@ TEST_F_TIMEOUT(fail_nth, buffer_close, 120)
 		munmap_bar(vaddr, SZ_4M);
 	}
 	ASSERT_EQ(before, count_dmabufs());
-	fd = vfio_pci_dmabuf_export(t->device, t->bar, SZ_2M, SZ_4M, self->flags);
+	fd = vfio_pci_dmabuf_export(t->device, t->bar, SZ_2M, SZ_4M, variant->flags);
 	ASSERT_EQ(0, close(fd));
 }
 
@@ -403,7 +386,6 @@ TEST_F_TIMEOUT(fail_nth, buffer_close, 120)
  */
 FIXTURE(fail_nth_close) {
 	struct fail_test t;
-	u32 flags;
 };
 
 FIXTURE_VARIANT(fail_nth_close) {
@@ -421,7 +403,6 @@ FIXTURE_SETUP(fail_nth_close)
 {
 	const char *reason = fail_test_setup(&self->t, MODE_VFIO_TYPE1V2_IOMMU);
 
-	self->flags = variant->flags;
 	if (reason)
 		SKIP(return, "%s: %s", device_bdf, reason);
 }
@@ -441,7 +422,7 @@ TEST_F_TIMEOUT(fail_nth_close, device, 120)
 	null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	ASSERT_GE(null, 0);
 	while (next_failure(t)) {
-		fd = vfio_pci_dmabuf_export(t->device, t->bar, SZ_2M, SZ_4M, self->flags);
+		fd = vfio_pci_dmabuf_export(t->device, t->bar, SZ_2M, SZ_4M, variant->flags);
 		vaddr = mmap_bar(fd, SZ_4M, 0, 0);
 		ASSERT_EQ(0, try_read32(vaddr, &value));
 		for (i = 0; i < PCI_STD_NUM_BARS; i++) {
@@ -539,12 +520,17 @@ TEST_F_TIMEOUT(fail_nth_device, memory_off, 120)
 		bool any = false;
 
 		for (i = 0; i < ARRAY_SIZE(commands); i++) {
+			int ret;
+
 			fail(t);
-			if (pwrite(t->device->fd, &commands[i], 2, at) != 2) {
-				ASSERT_TRUE(is_failure(-errno));
-				refused++;
+			ret = pwrite(t->device->fd, &commands[i], 2, at) == 2 ? 0 : -errno;
+			if (failed(t)) {
+				any = true;
+				refused += !!ret;
+				ASSERT_TRUE(!ret || is_failure(ret));
+			} else {
+				ASSERT_EQ(0, ret);
 			}
-			any |= failed(t);
 			now = vfio_pci_config_readw(t->device, PCI_COMMAND);
 			ASSERT_EQ(now & PCI_COMMAND_MEMORY ? 0 : SIGBUS,
 				  try_read32(t->vaddr, &value));

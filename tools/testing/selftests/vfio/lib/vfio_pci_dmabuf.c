@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <sys/eventfd.h>
@@ -67,6 +68,28 @@ bool env_is_set(const char *name)
 	const char *value = getenv(name);
 
 	return value && *value && strcmp(value, "0");
+}
+
+u64 milliseconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+
+	return now.tv_sec * 1000ULL + now.tv_nsec / 1000000;
+}
+
+bool write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	ssize_t ret;
+
+	if (fd < 0)
+		return false;
+	ret = write(fd, text, strlen(text));
+	close(fd);
+
+	return ret == (ssize_t)strlen(text);
 }
 
 bool vfio_pci_dmabuf_exported(struct vfio_pci_device *device)

@@ -36,6 +36,12 @@ bool vfio_device_has_feature(struct vfio_pci_device *device, u32 op, u16 feature
 /* True unless it is not there, empty or 0. */
 bool env_is_set(const char *name);
 
+/* Of a clock that is never set. */
+u64 milliseconds(void);
+
+/* Write to a file of sysfs or the like; false if that cannot be done. */
+bool write_text(const char *path, const char *text);
+
 /*
  * True if BARs can be exported as dma-bufs, and if those can be mapped and
  * revoked. A kernel that lacks one of the two fails, unless it was announced:
