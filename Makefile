@@ -31,16 +31,19 @@ bench:		## what the CPU path costs, counted in instructions, against the stock k
 	@harness/bench
 
 MINUTES ?= 30
-soak:		## everything at once for MINUTES (30), under lockdep and KASAN
+soak:		## everything at once for MINUTES (30) under lockdep and KASAN, and under KCSAN
 	@harness/prereqs tree build vm
 	@harness/series tree auto
 	@harness/build kasan
 	@harness/soak --config kasan $(MINUTES)
+	@harness/build kcsan
+	@harness/selftests --config kcsan --list harness/tests/kcsan
+	@harness/soak --config kcsan $(MINUTES)
 
 mutants:	## every test fails without the cure that it tests: half an hour
 	@harness/prereqs tree build vm
 	@harness/series tree auto
-	@for config in x86_64 kasan x86_64-nozone i386; do harness/build $$config || exit; done
+	@for config in x86_64 kasan kcsan x86_64-nozone i386; do harness/build $$config || exit; done
 	@harness/mutate
 
 .PHONY: tree export series

@@ -51,16 +51,6 @@ kimage() {
 	(export CCACHE_DISABLE=1; kmake "$@" "${kimage_name##*/}")
 }
 
-# QEMU's options for two more memory-like devices: functions of one slot, which are
-# reset together
-two_functions() {
-	printf '%s' '-device pcie-root-port,id=set,chassis=100,slot=100'
-	for function in 0 1; do
-		printf ' %s' "-object memory-backend-memfd,id=set$function,size=64M,share=on" \
-			"-device ivshmem-plain,memdev=set$function,bus=set,addr=0.$function,multifunction=on"
-	done
-}
-
 # The Debian main archive that this machine uses: "URI FILE:LINE" of its entry
 archive_entry() { # shellcheck disable=SC2016 # apt's own variables
 	apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(COMPONENT)|$(REPO_URI) $(SOURCESENTRY)' |

@@ -1232,10 +1232,14 @@ static void pages_refused(struct kunit *test)
 	struct phys_vec inside = VEC(SZ_2M, SZ_2M), all = VEC(0, SZ_8M);
 	struct phys_vec bad[] = { VEC(0, 0), VEC(SZ_1M, SZ_2M), VEC(0, SZ_1M),
 				  VEC(PAGE_SIZE, PAGE_SIZE) };
+	/* Further away than the direct map goes */
+	struct phys_vec far = VEC(1ULL << MAX_PHYSMEM_BITS, SZ_2M);
 	struct p2pdma_pages *pages;
 	int i;
 
 	KUNIT_ASSERT_EQ(test, 0, pcim_p2pdma_init(pdev));
+	pages = pci_p2pdma_create_pages(pcim_p2pdma_provider(pdev, 0), &far, 1);
+	KUNIT_EXPECT_EQ(test, -EINVAL, PTR_ERR(pages));
 	for (i = 0; i < ARRAY_SIZE(bad); i++)
 		KUNIT_EXPECT_EQ(test, -EINVAL,
 				PTR_ERR(create(pdev, 0, &bad[i], 1)));

@@ -30,6 +30,7 @@
 
 #include <libvfio.h>
 #include <libvfio/vfio_pci_dmabuf.h>
+#include <mm/gup_test.h>
 
 #define MAX_VMAS	10000
 #define MAX_RANGES	4096
@@ -459,6 +460,87 @@ static void bench_io(const char *name, void *vaddr, size_t size, void *copy_to)
 	figure(least / (size / SZ_1M), name);
 }
 
+/* Page faults that it takes to touch 1 GiB */
+static void bench_faults_of_1g(int fd)
+{
+	void *vaddr = mmap_reserve(SZ_1G, SZ_2M, 0);
+
+	map_at(vaddr, SZ_1G, fd, 0);
+	figure(touch_faults(vaddr, SZ_1G), "faults-1g");
+	munmap_bar(vaddr, SZ_1G);
+}
+
+/* RAM that 1 GiB of struct pages takes, KiB */
+static u64 free_kib(void)
+{
+	FILE *file = fopen("/proc/meminfo", "r");
+	unsigned long long kib = 0;
+	char line[128];
+
+	VFIO_ASSERT_NOT_NULL(file);
+	while (fgets(line, sizeof(line), file))
+		if (sscanf(line, "MemFree: %llu", &kib) == 1)
+			break;
+	fclose(file);
+	return kib;
+}
+
+static void bench_memmap(void)
+{
+	u64 before, after;
+	int fd;
+
+	/* What is made once */
+	close(export_pages(SZ_1G));
+	usleep(100000);
+	before = free_kib();
+	fd = export_pages(SZ_1G);
+	after = free_kib();
+	close(fd);
+	figure(before - after, "memmap-1g");
+}
+
+/*
+ * Pages looked up and let go, in portions of 1 MiB, per MiB. All that is called fast is
+ * without mmap_lock.
+ */
+#define FOLL_WRITE		1
+#define FOLL_PCI_P2PDMA		(1 << 10)
+#define GUP_PORTION		(SZ_1M / SZ_4K)
+
+static void bench_gup(const char *name, unsigned long request, void *vaddr, size_t size)
+{
+	u64 least = UINT64_MAX;
+	int i, gup;
+
+	gup = open("/sys/kernel/debug/gup_test", O_RDWR);
+	VFIO_ASSERT_GE(gup, 0);
+	for (i = 0; i < 20; i++) {
+		struct gup_test test = {
+			.addr = (uintptr_t)vaddr,
+			.size = size,
+			.nr_pages_per_call = GUP_PORTION,
+			.gup_flags = FOLL_WRITE | FOLL_PCI_P2PDMA,
+		};
+
+		VFIO_ASSERT_EQ(ioctl(gup, request, &test), 0);
+		VFIO_ASSERT_EQ(test.size, size);
+		keep_least(&least, test.get_delta_usec + test.put_delta_usec);
+	}
+	close(gup);
+	figure(least * 1000 / (size / SZ_1M), name);
+}
+
+static void bench_gups(const char *memory, void *vaddr, size_t size)
+{
+	char name[64];
+
+	snprintf(name, sizeof(name), "gup-fast-%s", memory);
+	bench_gup(name, PIN_FAST_BENCHMARK, vaddr, size);
+	snprintf(name, sizeof(name), "gup-slow-%s", memory);
+	bench_gup(name, PIN_BASIC_TEST, vaddr, size);
+}
+
 static void bench_pages(void)
 {
 	bool has_dmabufs = vfio_device_has_feature(device, VFIO_DEVICE_FEATURE_SET,
@@ -478,7 +560,9 @@ static void bench_pages(void)
 		close(fd);
 		fd = export_pages(SZ_1G);
 		bench_freeze("freeze-pages", fd);
+		bench_faults_of_1g(fd);
 		close(fd);
+		bench_memmap();
 	}
 
 	start_idle();
@@ -493,6 +577,7 @@ static void bench_pages(void)
 	vaddr = mmap_reserve(SZ_64M, SZ_2M, 0);
 	map_at(vaddr, SZ_64M, device->fd, bar_offset());
 	touch(vaddr, SZ_64M, SZ_4K);
+	bench_gups("ram", ram, SZ_64M);
 	bench_io("io-ram-1m", ram, SZ_1M, NULL);
 	bench_io("io-ram-8m", ram, SZ_8M, NULL);
 	bench_io("io-ram-64m", ram, SZ_64M, NULL);
@@ -505,6 +590,7 @@ static void bench_pages(void)
 	fd = export_pages(SZ_64M);
 	map_at(vaddr, SZ_64M, fd, 0);
 	touch(vaddr, SZ_64M, SZ_4K);
+	bench_gups("bar", vaddr, SZ_64M);
 	bench_io("io-bar-1m", vaddr, SZ_1M, NULL);
 	bench_io("io-bar-8m", vaddr, SZ_8M, NULL);
 	bench_io("io-bar-64m", vaddr, SZ_64M, NULL);

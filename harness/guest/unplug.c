@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A device goes while its BAR is mapped and exported.
+ * A device goes while its BAR is mapped and exported, and a disk ($NVME0) moves data
+ * to it and from it.
  *
  *	unplug HOW BDF BAR ARG
  *
@@ -13,6 +14,7 @@
  * Notice or not, the device is its user's until they close it.  What is left of
  * it then, dma-bufs and their mappings, is dead and harmless.
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
 #include <libgen.h>
@@ -168,6 +170,112 @@ static void *take_away(void *data)
 	return NULL;
 }
 
+/*
+ * O_DIRECT from and to the page-backed dma-buf, over and over. What is at both ends is
+ * the same all the time, and stays so unless somebody else's memory gets into it.
+ */
+#define NR_STREAMS	4
+#define STREAM_SIZE	(SIZE / NR_STREAMS)
+#define STREAM_TO	SZ_16M		/* on the disk: what comes from the device */
+
+static int disk;
+static bool stop_streams;
+static struct stream {
+	pthread_t thread;
+	int nr;
+	u64 good, refused, failed;
+} streams[NR_STREAMS];
+
+static void *stream(void *data)
+{
+	struct stream *stream = data;
+	off_t at = (stream->nr / 2 * 2) * STREAM_SIZE;
+	ssize_t ret;
+
+	while (!READ_ONCE(stop_streams)) {
+		if (stream->nr & 1)
+			ret = pwrite(disk, buf_maps[1] + at, STREAM_SIZE, STREAM_TO + at);
+		else
+			ret = pread(disk, buf_maps[1] + at, STREAM_SIZE, at);
+		if (ret == STREAM_SIZE) {
+			WRITE_ONCE(stream->good, stream->good + 1);
+		} else if (ret >= 0 || errno == EFAULT) {
+			WRITE_ONCE(stream->refused, stream->refused + 1);
+			usleep(1000);
+		} else {
+			WRITE_ONCE(stream->failed, stream->failed + 1);
+		}
+	}
+	return NULL;
+}
+
+static void *disk_buffer(void)
+{
+	static void *buffer;
+
+	if (!buffer)
+		VFIO_ASSERT_EQ(posix_memalign(&buffer, SZ_4K, SIZE), 0);
+	return buffer;
+}
+
+static void start_streams(void)
+{
+	void *buffer = disk_buffer();
+	int i;
+
+	disk = open(getenv("NVME0"), O_RDWR | O_DIRECT | O_CLOEXEC);
+	VFIO_ASSERT_GE(disk, 0);
+	pattern_fill(buffer, SIZE, 1);
+	VFIO_ASSERT_EQ(pwrite(disk, buffer, SIZE, 0), SIZE);
+	VFIO_ASSERT_EQ(pwrite(disk, buffer, SIZE, STREAM_TO), SIZE);
+
+	stop_streams = false;
+	for (i = 0; i < NR_STREAMS; i++) {
+		streams[i] = (struct stream) { .nr = i };
+		VFIO_ASSERT_EQ(pthread_create(&streams[i].thread, NULL, stream, &streams[i]), 0);
+	}
+	for (i = 0; i < NR_STREAMS; i++)
+		while (!READ_ONCE(streams[i].good))
+			usleep(1000);
+}
+
+/* The least that one of the streams has come to */
+static u64 least_refused(void)
+{
+	u64 least = UINT64_MAX;
+	int i;
+
+	for (i = 0; i < NR_STREAMS; i++)
+		least = min(least, READ_ONCE(streams[i].refused));
+	return least;
+}
+
+static void end_streams(bool surprise)
+{
+	void *buffer = disk_buffer();
+	u64 good = 0, refused = 0, failed = 0;
+	int i;
+
+	WRITE_ONCE(stop_streams, true);
+	for (i = 0; i < NR_STREAMS; i++) {
+		VFIO_ASSERT_EQ(pthread_join(streams[i].thread, NULL), 0);
+		good += streams[i].good;
+		refused += streams[i].refused;
+		failed += streams[i].failed;
+	}
+	ksft_print_msg("O_DIRECT: %llu done, %llu refused, %llu failed\n", (unsigned long long)good,
+		       (unsigned long long)refused, (unsigned long long)failed);
+
+	/* What is read from a device that is gone is not its memory. */
+	if (!surprise) {
+		check(!failed, "the disk does not fail");
+		VFIO_ASSERT_EQ(pread(disk, buffer, SIZE, STREAM_TO), SIZE);
+		check(pattern_check(buffer, SIZE, 1) == SIZE,
+		      "on the disk is what was in the device");
+	}
+	close(disk);
+}
+
 static int request_eventfd(struct vfio_pci_device *device)
 {
 	struct {
@@ -213,6 +321,7 @@ static void once(char **argv, bool device_first)
 	}
 	pattern_fill(device_map, SIZE, 2);
 	before = *(u32 *)device_map;
+	start_streams();
 	request.fd = request_eventfd(device);
 
 	taken = false;
@@ -224,7 +333,7 @@ static void once(char **argv, bool device_first)
 		      "what is mapped reads as something else (%#x)", value);
 	} else {
 		check(pattern_check(device_map, SIZE, 2) == SIZE &&
-		      pattern_check(buf_maps[0], SIZE, 1) == SIZE,
+		      pattern_check(buf_maps[1], SIZE, 1) == SIZE,
 		      "the user still has the device");
 	}
 	check(is_there(), "it waits for its user");
@@ -232,8 +341,10 @@ static void once(char **argv, bool device_first)
 	check(try_touch(buf_maps[0], SIZE) == SIGBUS, "and is");
 
 	close(request.fd);
-	if (!device_first)
+	if (!device_first) {
+		end_streams(surprise);
 		munmap_bar(buf_maps[1], SIZE);
+	}
 	munmap_bar(device_map, SIZE);
 	vfio_pci_device_cleanup(device);
 	iommu_cleanup(iommu);
@@ -242,6 +353,12 @@ static void once(char **argv, bool device_first)
 		sleep(1);
 	check(!is_there(), "it goes when it is closed");
 	check(!pthread_join(thread, NULL), "whoever took it is done");
+	if (device_first) {
+		for (seconds = 0; !least_refused() && seconds < PATIENCE; seconds++)
+			sleep(1);
+		check(least_refused(), "nobody moves data to it or from it any more");
+		end_streams(surprise);
+	}
 
 	for (i = 0; i < 2; i++) {
 		if (!i || device_first) {

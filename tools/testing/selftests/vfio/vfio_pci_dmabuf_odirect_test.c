@@ -768,6 +768,106 @@ TEST_F_TIMEOUT(odirect_block, io_vector, 60)
 	ASSERT_EQ(0, close(fd));
 }
 
+/*
+ * Buffers that have nothing to do with each other, and RAM, in one request: whatever
+ * becomes of that further down, each piece gets what belongs there.
+ */
+static void test_mixed(struct __test_metadata *_metadata, struct odirect_test *t,
+		       void **vaddrs, size_t piece)
+{
+	struct iovec iov[96];
+	size_t size = ARRAY_SIZE(iov) * piece;
+	char *expected;
+	int i;
+
+	VFIO_ASSERT_LE(ARRAY_SIZE(iov) / 3 * piece, SZ_8M);
+	expected = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, expected);
+	pattern_fill(expected, size, 111);
+	ASSERT_EQ(size, block_write(t, expected, size, 0));
+
+	/* Backwards, so that no two are neighbours. */
+	for (i = 0; i < ARRAY_SIZE(iov); i++) {
+		iov[i].iov_base = vaddrs[i % 3] + (ARRAY_SIZE(iov) - 1 - i) / 3 * piece;
+		iov[i].iov_len = piece;
+		memset(iov[i].iov_base, 0, piece);
+	}
+
+	ASSERT_EQ(size, preadv(t->block, iov, ARRAY_SIZE(iov), 0));
+	for (i = 0; i < ARRAY_SIZE(iov); i++) {
+		ASSERT_EQ(0, memcmp(expected + i * piece, iov[i].iov_base, piece)) {
+			TH_LOG("piece %d of %#zx", i, piece);
+		}
+	}
+
+	ASSERT_EQ(size, pwritev(t->block, iov, ARRAY_SIZE(iov), SZ_32M));
+	ASSERT_EQ(size, block_read(t, expected, size, SZ_32M));
+	ASSERT_EQ(size, pattern_check(expected, size, 111));
+	munmap_bar(expected, size);
+}
+
+TEST_F_TIMEOUT(odirect_block, io_mixed_buffers, 60)
+{
+	struct odirect_test *t = &self->t;
+	void *vaddrs[3];
+	int fds[2], i;
+
+	for (i = 0; i < 2; i++) {
+		fds[i] = export_pages(t, i * SZ_8M, SZ_8M);
+		vaddrs[i] = mmap_bar(fds[i], SZ_8M, 0, 0);
+	}
+	vaddrs[2] = t->ram;
+
+	/* Enough of them for one bio, and more. */
+	test_mixed(_metadata, t, vaddrs, SZ_4K);
+	test_mixed(_metadata, t, vaddrs, SZ_64K);
+
+	for (i = 0; i < 2; i++) {
+		vfio_pci_dmabuf_revoke(t->device, fds[i]);
+		munmap_bar(vaddrs[i], SZ_8M);
+		ASSERT_EQ(0, close(fds[i]));
+	}
+}
+
+TEST_F_TIMEOUT(odirect_block, io_two_devices, 60)
+{
+	struct odirect_test *t = &self->t;
+	struct vfio_pci_device *other;
+	int fds[2], bar, i;
+	void *vaddrs[3];
+	u32 value;
+
+	if (!other_bdf)
+		SKIP(return, "no second device");
+	other = vfio_pci_device_init(other_bdf, t->iommu);
+	vfio_pci_cmd_set(other, PCI_COMMAND_MEMORY);
+	bar = vfio_pci_largest_bar(other);
+	if (bar < 0 || other->bars[bar].info.size < SZ_8M || !vfio_pci_bar_is_memory(other, bar))
+		SKIP(vfio_pci_device_cleanup(other); return, "%s has no memory of 8 MiB",
+		     other_bdf);
+
+	fds[0] = export_pages(t, 0, SZ_8M);
+	fds[1] = vfio_pci_dmabuf_export(other, bar, 0, SZ_8M, ZONE_DEVICE);
+	for (i = 0; i < 2; i++)
+		vaddrs[i] = mmap_bar(fds[i], SZ_8M, 0, 0);
+	vaddrs[2] = t->ram;
+	test_mixed(_metadata, t, vaddrs, SZ_4K);
+	test_mixed(_metadata, t, vaddrs, SZ_64K);
+
+	/* One of them goes, and takes nothing of the other one along. */
+	vfio_pci_dmabuf_revoke(other, fds[1]);
+	ASSERT_EQ(SIGBUS, try_read32(vaddrs[1], &value));
+	ASSERT_EQ(SZ_8M, block_read(t, vaddrs[0], SZ_8M, 0));
+	ASSERT_EQ(-EFAULT, block_read(t, vaddrs[1], SZ_8M, 0));
+
+	vfio_pci_dmabuf_revoke(t->device, fds[0]);
+	for (i = 0; i < 2; i++) {
+		munmap_bar(vaddrs[i], SZ_8M);
+		ASSERT_EQ(0, close(fds[i]));
+	}
+	vfio_pci_device_cleanup(other);
+}
+
 /* The default stays what it was: PFNs, which O_DIRECT cannot take. */
 TEST_F(odirect_block, plain_is_refused)
 {
@@ -1205,6 +1305,60 @@ TEST_F_TIMEOUT(odirect_block, fork, 60)
 
 	munmap_bar(data.vaddr, SZ_4M);
 	ASSERT_EQ(0, close(fd));
+}
+
+/*
+ * The only user of a buffer is killed in the middle of its I/O. When it is gone nothing
+ * is under way any more, and its memory is there for the next one.
+ */
+static void *killed_io_thread(void *data)
+{
+	struct child_data *killed = data;
+
+	for (;;) {
+		block_read(killed->t, killed->vaddr, SZ_4M, 0);
+		block_write(killed->t, killed->vaddr, SZ_4M, SZ_32M);
+	}
+
+	return NULL;
+}
+
+TEST_F_TIMEOUT(odirect_block, killed, 120)
+{
+	struct odirect_test *t = &self->t;
+	struct child_data data[4];
+	pthread_t thread;
+	int fd, i, round, status;
+	pid_t child;
+
+	block_fill(t, SZ_4M, 0, 36);
+	for (round = 0; round < 20; round++) {
+		pattern_fill(t->vaddr, SZ_16M, 37);
+		fd = export_pages(t, 0, SZ_16M);
+		child = fork();
+		ASSERT_GE(child, 0);
+		if (!child) {
+			for (i = 0; i < ARRAY_SIZE(data); i++) {
+				data[i].t = t;
+				data[i].vaddr = mmap_bar(fd, SZ_4M, i * SZ_4M, 0);
+				VFIO_ASSERT_EQ(pthread_create(&thread, NULL, killed_io_thread,
+							      &data[i]), 0);
+			}
+			pause();
+			_exit(1);
+		}
+		ASSERT_EQ(0, close(fd));
+		usleep(random() % 100000);
+		ASSERT_EQ(0, kill(child, SIGKILL));
+		ASSERT_EQ(child, waitpid(child, &status, 0));
+		ASSERT_TRUE(WIFSIGNALED(status));
+
+		fd = export_pages(t, 0, SZ_16M);
+		pattern_fill(t->vaddr, SZ_16M, 38);
+		usleep(20000);
+		ASSERT_EQ(SZ_16M, pattern_check(t->vaddr, SZ_16M, 38));
+		ASSERT_EQ(0, close(fd));
+	}
 }
 
 /* The device is closed while its memory is mapped and was used for I/O. */
