@@ -30,11 +30,23 @@ prefix_of() { arch_field "$1" 2; }
 image_of() { arch_field "$1" 3; }
 debian_of() { arch_field "$1" 5; }
 
+# What KCSAN looks at: the series' own files. It takes samples, and those of a whole
+# kernel would hardly ever be of them; and the races of others are for others.
+instrumented() {
+	echo KCSAN_SANITIZE=n
+	for object in p2pdma_core p2pdma p2pdma_pages vfio_pci_dmabuf vfio_pci_dmabuf_state \
+		      vfio_pci_dmabuf_pages vfio_pci_mmap; do
+		echo "KCSAN_SANITIZE_$object.o=y"
+	done
+}
+
 # kmake CONFIG TREE OBJ ARGS...: every make of a kernel, for another compiler
 # name or environment would have it all built again.
 kmake() {
 	kmake_arch=$(arch_of "$1") kmake_tree=$2 kmake_obj=$3
 	kmake_prefix=$(prefix_of "$kmake_arch")
+	# shellcheck disable=SC2046 # one word each
+	[ "$1" != kcsan ] || set -- "$@" $(instrumented)
 	shift 3
 	CCACHE_DIR=$cache/ccache CCACHE_BASEDIR=$top/build CCACHE_MAXSIZE=4G CCACHE_DEPEND=1 \
 	KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970' \

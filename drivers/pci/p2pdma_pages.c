@@ -25,8 +25,11 @@
  * put the count can be 1 again before folio_free() runs; the folio is then
  * accounted for twice for a while, never too little.
  *
- * Folios are as large as a PMD where their range allows.  All of them have a
- * struct page for each page, so that they can be mapped by PTEs as well.
+ * Folios are as large as a PMD where their range allows, and can be mapped by
+ * PTEs as well.  That writes to the struct page of each page, unless the kernel
+ * keeps no mapcounts of pages that are part of a folio: then most of the tails'
+ * struct pages can be shared, as Documentation/mm/vmemmap_dedup.rst describes,
+ * which takes a quarter of the memory.
  */
 #include <linux/bitmap.h>
 #include <linux/err.h>
@@ -125,6 +128,21 @@ static int p2pdma_check_overlap(const struct phys_vec *ranges,
 	return ret;
 }
 
+/* Whether nobody writes to the struct pages of a folio's tails */
+static bool p2pdma_can_share_tails(const struct phys_vec *ranges,
+				   unsigned int nr_ranges)
+{
+	unsigned int i;
+
+	if (!IS_ENABLED(CONFIG_NO_PAGE_MAPCOUNT))
+		return false;
+
+	for (i = 0; i < nr_ranges; i++)
+		if (!IS_ALIGNED(ranges[i].paddr | ranges[i].len, PMD_SIZE))
+			return false;
+	return true;
+}
+
 /* Make folios of the PMDs that lie in a range */
 static void p2pdma_pages_prep(const struct range *range)
 {
@@ -192,6 +210,8 @@ struct p2pdma_pages *pci_p2pdma_create_pages(struct p2pdma_provider *provider,
 	pgmap->type = MEMORY_DEVICE_PCI_P2PDMA;
 	pgmap->ops = &p2pdma_pages_ops;
 	pgmap->nr_range = nr_ranges;
+	if (p2pdma_can_share_tails(ranges, nr_ranges))
+		pgmap->vmemmap_shift = PMD_ORDER;
 	for (i = 0; i < nr_ranges; i++) {
 		pgmap->ranges[i].start = ranges[i].paddr;
 		pgmap->ranges[i].end = ranges[i].paddr + ranges[i].len - 1;
@@ -212,7 +232,8 @@ struct p2pdma_pages *pci_p2pdma_create_pages(struct p2pdma_provider *provider,
 	}
 	mutex_unlock(&p2pdma_pages_mutex);
 
-	for (i = 0; i < nr_ranges; i++)
+	/* With vmemmap_shift they are folios already */
+	for (i = 0; i < nr_ranges && !pgmap->vmemmap_shift; i++)
 		p2pdma_pages_prep(&pgmap->ranges[i]);
 	return pages;
 
@@ -262,7 +283,12 @@ vm_fault_t pci_p2pdma_insert_pages(struct p2pdma_pages *pages,
 }
 EXPORT_SYMBOL_GPL(pci_p2pdma_insert_pages);
 
-/* nr_busy is not told otherwise by any of the folios */
+static bool p2pdma_pages_at_rest(struct p2pdma_pages *pages)
+{
+	return !atomic_read_acquire(&pages->nr_busy);
+}
+
+/* What nr_busy says is what the folios say */
 static void p2pdma_pages_check_rest(struct p2pdma_pages *pages)
 {
 	struct dev_pagemap *pgmap = &pages->map.pgmap;
@@ -304,9 +330,9 @@ int pci_p2pdma_wait_pages(struct p2pdma_pages *pages, bool intr)
 
 	if (intr)
 		ret = wait_var_event_interruptible(&pages->nr_busy,
-						   !atomic_read(&pages->nr_busy));
+						   p2pdma_pages_at_rest(pages));
 	else
-		wait_var_event(&pages->nr_busy, !atomic_read(&pages->nr_busy));
+		wait_var_event(&pages->nr_busy, p2pdma_pages_at_rest(pages));
 
 	if (!ret)
 		p2pdma_pages_check_rest(pages);

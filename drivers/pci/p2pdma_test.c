@@ -1198,8 +1198,8 @@ static void pages_create(struct kunit *test)
 }
 
 /*
- * PTEs of a folio count on the page that they map: none may be one that the
- * memmap shares between several.
+ * PTEs of a folio count on the page that they map, if there are such counts: none
+ * may be one that the memmap shares between several.
  */
 static void pages_have_each_a_struct_page(struct kunit *test)
 {
@@ -1208,6 +1208,9 @@ static void pages_have_each_a_struct_page(struct kunit *test)
 	struct p2pdma_pages *pages;
 	unsigned int i, wrong = 0;
 	struct page *page;
+
+	if (IS_ENABLED(CONFIG_NO_PAGE_MAPCOUNT))
+		kunit_skip(test, "CONFIG_NO_PAGE_MAPCOUNT: tails may be shared");
 
 	KUNIT_ASSERT_EQ(test, 0, pcim_p2pdma_init(pdev));
 	pages = create(pdev, 0, &range, 1);
@@ -1433,6 +1436,55 @@ static void pages_split(struct kunit *test)
 	pci_p2pdma_destroy_pages(pf.pages);
 }
 
+/* If some are shared, nobody writes to them, whatever is done with their pages */
+static void pages_leave_tails_alone(struct kunit *test)
+{
+	const unsigned int first = PAGE_SIZE / sizeof(struct page);
+	const unsigned int nr = PHYS_PFN(SZ_2M);
+	const size_t size = (nr - first) * sizeof(struct page);
+	struct mapping *map, *odd;
+	struct page *page, *pinned;
+	struct p2pdma_pages *pages;
+	struct pages_file pf;
+	unsigned int i;
+	void *before;
+
+	if (!IS_ENABLED(CONFIG_NO_PAGE_MAPCOUNT))
+		kunit_skip(test, "CONFIG_NO_PAGE_MAPCOUNT is not set: none are shared");
+
+	pages_file_open(test, &pf, host->pdev[SIX], 0);
+	pages = pf.pages;
+	page = pfn_to_page(pf.pfn);
+	if (IS_ENABLED(CONFIG_ARCH_WANT_OPTIMIZE_DAX_VMEMMAP)) {
+		set_page_private(page + nr - 1, 1);
+		KUNIT_EXPECT_EQ(test, 1, page_private(page + 2 * first - 1));
+		set_page_private(page + nr - 1, 0);
+	}
+
+	before = kunit_kmalloc(test, size, GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, before);
+	memcpy(before, page + first, size);
+
+	map = map_file(test, pf.file, SZ_4M, 0);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(map));
+	odd = map_file(test, pf.file, SZ_2M - SZ_64K, SZ_64K);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(odd));
+	for (i = 0; i < nr; i++)
+		KUNIT_EXPECT_TRUE(test, mapped(map->addr + i * PAGE_SIZE));
+	for (i = 0; i < nr - PHYS_PFN(SZ_64K); i++)
+		KUNIT_EXPECT_TRUE(test, mapped(odd->addr + i * PAGE_SIZE));
+	pinned = pin(odd->addr + SZ_1M);
+	KUNIT_ASSERT_NOT_NULL(test, pinned);
+	KUNIT_EXPECT_EQ(test, 0, memcmp(before, page + first, size));
+	unpin(pinned);
+
+	pf.pages = NULL;
+	pages_zap(&pf);
+	KUNIT_EXPECT_EQ(test, 0, pci_p2pdma_wait_pages(pages, false));
+	KUNIT_EXPECT_EQ(test, 0, memcmp(before, page + first, size));
+	pci_p2pdma_destroy_pages(pages);
+}
+
 static void pages_wait_for_pins(struct kunit *test)
 {
 	static struct remover remover;
@@ -1629,6 +1681,7 @@ static struct kunit_case p2pdma_cases[] = {
 	KUNIT_CASE(pages_beside_p2pmem),
 	KUNIT_CASE(pages_walk),
 	KUNIT_CASE(pages_split),
+	KUNIT_CASE(pages_leave_tails_alone),
 	KUNIT_CASE(pages_wait_for_pins),
 	KUNIT_CASE(map_types),
 	KUNIT_CASE(map_type_of_pages),

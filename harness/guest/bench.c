@@ -470,7 +470,6 @@ static void bench_faults_of_1g(int fd)
 	munmap_bar(vaddr, SZ_1G);
 }
 
-/* RAM that 1 GiB of struct pages takes, KiB */
 static u64 free_kib(void)
 {
 	FILE *file = fopen("/proc/meminfo", "r");
@@ -485,6 +484,7 @@ static u64 free_kib(void)
 	return kib;
 }
 
+/* RAM that the struct pages of 1 GiB take */
 static void bench_memmap(void)
 {
 	u64 before, after;

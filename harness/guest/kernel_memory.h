@@ -12,6 +12,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <libvfio.h>
+#include <libvfio/vfio_pci_dmabuf.h>
+
 #define MAX_CACHES	512
 #define BUFINFO		"/sys/kernel/debug/dma_buf/bufinfo"
 
@@ -28,19 +31,6 @@ struct kernel_memory {
 	char meminfo[4096];
 	int dmabufs;
 };
-
-static inline bool put_text(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	ssize_t length = strlen(text);
-	bool good;
-
-	if (fd < 0)
-		return false;
-	good = write(fd, text, length) == length;
-	close(fd);
-	return good;
-}
 
 /* -1 if the kernel does not tell */
 static inline int count_dmabufs(void)
@@ -121,15 +111,15 @@ static inline void kernel_memory_shrink(void)
 	DIR *dir;
 
 	usleep(200000);
-	put_text("/proc/sys/vm/drop_caches", "3");
+	write_text("/proc/sys/vm/drop_caches", "3");
 	dir = opendir("/sys/kernel/slab");
 	while (dir && (entry = readdir(dir))) {
 		snprintf(path, sizeof(path), "/sys/kernel/slab/%s/shrink", entry->d_name);
-		put_text(path, "1");
+		write_text(path, "1");
 	}
 	if (dir)
 		closedir(dir);
-	put_text("/proc/sys/vm/compact_memory", "1");
+	write_text("/proc/sys/vm/compact_memory", "1");
 }
 
 static inline long kernel_memory_objects(const struct kernel_memory *memory)

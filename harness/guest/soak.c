@@ -159,6 +159,7 @@ static struct shared {
 	int error[NR_OPS];
 	struct watched watched[NR_WATCHED];
 	bool stop;
+	int failures_begun, failures_ended;	/* of the disk */
 	int wrong;
 	char first_wrong[256];
 } *shared;
@@ -416,6 +417,7 @@ static void do_odirect(struct worker *w, struct mapping *map)
 	static __thread u64 *buffer;
 	bool write = scratch >= 0 && one_in(w, 2);
 	int resets = READ_ONCE(resets_begun);
+	int failures = READ_ONCE(shared->failures_begun);
 	ssize_t ret;
 
 	in_bar = bar_at(map->geo, map->start + at);
@@ -425,6 +427,8 @@ static void do_odirect(struct worker *w, struct mapping *map)
 
 	if (READ_ONCE(resets_ended) != resets)
 		resets = -1;
+	if (READ_ONCE(shared->failures_ended) != failures)
+		failures = -1;
 	if (write)
 		ret = pwrite(disk, map->vaddr + at, length, scratch);
 	else
@@ -437,8 +441,9 @@ static void do_odirect(struct worker *w, struct mapping *map)
 		ret = -1;
 	}
 	count(write ? ODIRECT_WRITE : ODIRECT_READ, result(ret));
-	/* -EFAULT: the BAR is not there; -EIO: the disk was made to fail. */
-	if (ret < 0 && errno != EFAULT && errno != EIO && errno != EINTR)
+	/* -EFAULT: the BAR is not there. The disk only fails when it is made to. */
+	if (ret < 0 && errno != EFAULT && errno != EINTR &&
+	    !(errno == EIO && READ_ONCE(shared->failures_begun) != failures))
 		wrong("O_DIRECT: %s", strerror(errno));
 	if (ret < 0 || !write || resets < 0)
 		return;
@@ -980,7 +985,7 @@ static int disk_reset(void)
 	snprintf(path, sizeof(path), "/sys/block/%s/device/reset_controller",
 		 strrchr(getenv("NVME0"), '/') + 1);
 	errno = 0;
-	return put_text(path, "1") ? 0 : -errno;
+	return write_text(path, "1") ? 0 : -errno;
 }
 
 /* One in five requests that are submitted within some milliseconds */
@@ -992,17 +997,21 @@ static bool disk_failure_prepare(void)
 
 	snprintf(path, sizeof(path), "/sys/block/%s/make-it-fail",
 		 strrchr(getenv("NVME0"), '/') + 1);
-	return put_text(path, "1") && put_text(DISK_FAILURES "verbose", "0") &&
-	       put_text(DISK_FAILURES "times", "-1");
+	return write_text(path, "1") && write_text(DISK_FAILURES "verbose", "0") &&
+	       write_text(DISK_FAILURES "times", "-1");
 }
 
 static int disk_failure(struct worker *w)
 {
+	int ret;
+
+	__atomic_fetch_add(&shared->failures_begun, 1, __ATOMIC_SEQ_CST);
 	errno = 0;
-	if (!put_text(DISK_FAILURES "probability", "20"))
-		return -errno;
+	ret = write_text(DISK_FAILURES "probability", "20") ? 0 : -errno;
 	usleep(random_of(w, 10000));
-	return put_text(DISK_FAILURES "probability", "0") ? 0 : -errno;
+	write_text(DISK_FAILURES "probability", "0");
+	__atomic_fetch_add(&shared->failures_ended, 1, __ATOMIC_SEQ_CST);
+	return ret;
 }
 
 static void *taker(void *data)
@@ -1066,7 +1075,7 @@ static int sysfs_write(const char *name, const char *bdf)
 
 	snprintf(path, sizeof(path), "/sys/bus/pci/%s", name);
 	errno = 0;
-	return put_text(path, bdf) ? 0 : -errno;
+	return write_text(path, bdf) ? 0 : -errno;
 }
 
 /* Waits until the device is closed. */
@@ -1468,7 +1477,7 @@ static void tell_stacks(void)
 	char path[600];
 	DIR *dir, *tasks;
 
-	put_text("/proc/sysrq-trigger", "w");
+	write_text("/proc/sysrq-trigger", "w");
 	dir = opendir("/proc");
 	while (dir && (entry = readdir(dir))) {
 		snprintf(path, sizeof(path), "/proc/%s/task", entry->d_name);
@@ -1489,7 +1498,7 @@ static void tell_stacks(void)
 	}
 	if (dir)
 		closedir(dir);
-	put_text("/proc/sysrq-trigger", "l");
+	write_text("/proc/sysrq-trigger", "l");
 	fflush(stdout);
 }
 
@@ -1606,9 +1615,9 @@ static bool kmemleak_finds_nothing(void)
 	int fd;
 
 	sleep(6);	/* the age from which on it suspects anything */
-	put_text(KMEMLEAK, "scan");
+	write_text(KMEMLEAK, "scan");
 	sleep(6);
-	put_text(KMEMLEAK, "scan");
+	write_text(KMEMLEAK, "scan");
 	fd = open(KMEMLEAK, O_RDONLY);
 	good = fd >= 0 && !read(fd, &byte, 1);
 	close(fd);

@@ -221,7 +221,7 @@ static void *disk_buffer(void)
 static void start_streams(void)
 {
 	void *buffer = disk_buffer();
-	int i;
+	int i, ms;
 
 	disk = open(getenv("NVME0"), O_RDWR | O_DIRECT | O_CLOEXEC);
 	VFIO_ASSERT_GE(disk, 0);
@@ -234,20 +234,32 @@ static void start_streams(void)
 		streams[i] = (struct stream) { .nr = i };
 		VFIO_ASSERT_EQ(pthread_create(&streams[i].thread, NULL, stream, &streams[i]), 0);
 	}
-	for (i = 0; i < NR_STREAMS; i++)
-		while (!READ_ONCE(streams[i].good))
+	for (i = 0; i < NR_STREAMS; i++) {
+		for (ms = 0; !READ_ONCE(streams[i].good) && ms < PATIENCE * 1000; ms++)
 			usleep(1000);
+		check(streams[i].good, "stream %d flows", i);
+	}
 }
 
-/* The least that one of the streams has come to */
-static u64 least_refused(void)
+/* Each of them goes on, and gets nothing any more. */
+static bool are_all_refused(void)
 {
-	u64 least = UINT64_MAX;
-	int i;
+	u64 good[NR_STREAMS], refused[NR_STREAMS];
+	int i, seconds;
+	bool all = false;
 
-	for (i = 0; i < NR_STREAMS; i++)
-		least = min(least, READ_ONCE(streams[i].refused));
-	return least;
+	/* What is under way may still come to its end. */
+	for (seconds = 0; !all && seconds < PATIENCE; seconds++) {
+		for (i = 0; i < NR_STREAMS; i++) {
+			good[i] = READ_ONCE(streams[i].good);
+			refused[i] = READ_ONCE(streams[i].refused);
+		}
+		sleep(1);
+		for (all = true, i = 0; i < NR_STREAMS; i++)
+			all = all && READ_ONCE(streams[i].good) == good[i] &&
+			      READ_ONCE(streams[i].refused) > refused[i] + 1;
+	}
+	return all;
 }
 
 static void end_streams(bool surprise)
@@ -354,9 +366,7 @@ static void once(char **argv, bool device_first)
 	check(!is_there(), "it goes when it is closed");
 	check(!pthread_join(thread, NULL), "whoever took it is done");
 	if (device_first) {
-		for (seconds = 0; !least_refused() && seconds < PATIENCE; seconds++)
-			sleep(1);
-		check(least_refused(), "nobody moves data to it or from it any more");
+		check(are_all_refused(), "nobody moves data to it or from it any more");
 		end_streams(surprise);
 	}
 

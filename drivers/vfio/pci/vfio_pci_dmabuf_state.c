@@ -268,9 +268,10 @@ static int vfio_pci_dma_buf_wait(struct vfio_pci_dma_buf *buf, bool intr)
 	}
 
 	if (!intr)
-		wait_var_event(&buf->nr_maps, !atomic_read(&buf->nr_maps));
+		wait_var_event(&buf->nr_maps,
+			       !atomic_read_acquire(&buf->nr_maps));
 	else if (wait_var_event_interruptible(&buf->nr_maps,
-					      !atomic_read(&buf->nr_maps)))
+					      !atomic_read_acquire(&buf->nr_maps)))
 		return -EINTR;
 
 	if (buf->kind && buf->kind->drain)

@@ -28,7 +28,7 @@ int _name(const char *path, int flags, ...)			\
 	mode_t mode = 0;					\
 	va_list args;						\
 								\
-	if (flags & (O_CREAT | O_TMPFILE)) {			\
+	if (flags & O_CREAT || (flags & O_TMPFILE) == O_TMPFILE) {	\
 		va_start(args, flags);				\
 		mode = va_arg(args, mode_t);			\
 		va_end(args);					\

@@ -23,7 +23,6 @@
 
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -869,6 +868,62 @@ TEST_F_TIMEOUT(odirect_block, io_two_devices, 60)
 }
 
 /* The default stays what it was: PFNs, which O_DIRECT cannot take. */
+/*
+ * One NVMe command, passed through as it is. All of its memory is mapped for DMA in the
+ * way of its first page: of one kind, or not at all.
+ */
+static int nvme_read(struct odirect_test *t, void *vaddr, size_t size)
+{
+	struct nvme_passthru_cmd64 cmd = {
+		.opcode = 0x02,
+		.addr = (uintptr_t)vaddr,
+		.data_len = size,
+	};
+	int block_size;
+
+	ioctl_assert(t->block, BLKSSZGET, &block_size);
+	cmd.nsid = ioctl(t->block, NVME_IOCTL_ID);
+	cmd.cdw12 = size / block_size - 1;
+
+	return ioctl(t->block, NVME_IOCTL_IO64_CMD, &cmd) ? -errno : 0;
+}
+
+TEST_F(odirect_block, nvme_command)
+{
+	struct odirect_test *t = &self->t;
+	void *vaddr, *area;
+	int fd;
+
+	if (ioctl(t->block, NVME_IOCTL_ID) <= 0)
+		SKIP(return, "the block device is not an NVMe namespace");
+
+	/* RAM, the BAR, RAM. */
+	area = mmap(NULL, 3 * SZ_64K, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	ASSERT_NE(MAP_FAILED, area);
+	fd = export_pages(t, 0, SZ_2M);
+	vaddr = mmap(area + SZ_64K, SZ_64K, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+	ASSERT_EQ(area + SZ_64K, vaddr);
+	block_fill(t, SZ_1M, 0, 121);
+	pattern_fill(t->vaddr, SZ_64K, 122);
+
+	ASSERT_EQ(0, nvme_read(t, vaddr, SZ_64K));
+	ASSERT_EQ(SZ_64K, pattern_check(t->vaddr, SZ_64K, 121));
+	ASSERT_EQ(0, nvme_read(t, area, SZ_64K));
+	ASSERT_EQ(SZ_64K, pattern_check(area, SZ_64K, 121));
+
+	pattern_fill(t->vaddr, SZ_64K, 122);
+	ASSERT_EQ(-EINVAL, nvme_read(t, vaddr, 2 * SZ_64K));
+	ASSERT_EQ(-EINVAL, nvme_read(t, area, 2 * SZ_64K));
+	ASSERT_EQ(-EINVAL, nvme_read(t, area, 3 * SZ_64K));
+	ASSERT_EQ(SZ_64K, pattern_check(t->vaddr, SZ_64K, 122));
+
+	vfio_pci_dmabuf_revoke(t->device, fd);
+	ASSERT_EQ(-EFAULT, nvme_read(t, vaddr, SZ_64K));
+	ASSERT_EQ(0, munmap(area, 3 * SZ_64K));
+	ASSERT_EQ(0, close(fd));
+}
+
 TEST_F(odirect_block, plain_is_refused)
 {
 	struct odirect_test *t = &self->t;
@@ -1130,45 +1185,51 @@ TEST_F(odirect_split, close)
  */
 #define CORE_PATTERN "/proc/sys/kernel/core_pattern"
 
+static char core_pattern[256];
+static char core_dir[64];
+static char core_path[128];
+
+static void core_end(void)
+{
+	write_text(CORE_PATTERN, core_pattern);
+	unlink(core_path);
+	rmdir(core_dir);
+}
+
 FIXTURE(odirect_core) {
 	struct odirect_test t;
-	char pattern[256];
-	char dir[64];
-	char core[128];
+	struct guard guard;
 };
 
 FIXTURE_SETUP(odirect_core)
 {
-	const char *reason = odirect_test_setup(&self->t, false);
+	const char *reason;
 	ssize_t len;
 	int fd;
-
-	self->dir[0] = '\0';
-	if (reason)
-		SKIP(return, "%s: %s", device_bdf, reason);
 
 	fd = open(CORE_PATTERN, O_RDONLY);
 	if (fd < 0 && errno == ENOENT)
 		SKIP(return, "this kernel dumps no core");
 	ASSERT_GE(fd, 0);
-	len = read(fd, self->pattern, sizeof(self->pattern) - 1);
+	len = read(fd, core_pattern, sizeof(core_pattern) - 1);
 	ASSERT_GE(len, 0);
-	self->pattern[len] = '\0';
+	core_pattern[len] = '\0';
 	close(fd);
 
-	strcpy(self->dir, "/tmp/vfio_dmabuf_core.XXXXXX");
-	ASSERT_NE(NULL, mkdtemp(self->dir));
-	snprintf_assert(self->core, sizeof(self->core), "%s/core", self->dir);
-	ASSERT_TRUE(write_text(CORE_PATTERN, self->core));
+	strcpy(core_dir, "/tmp/vfio_dmabuf_core.XXXXXX");
+	ASSERT_NE(NULL, mkdtemp(core_dir));
+	snprintf_assert(core_path, sizeof(core_path), "%s/core", core_dir);
+	start_guard(&self->guard, core_end);
+
+	reason = odirect_test_setup(&self->t, false);
+	if (reason)
+		SKIP(return, "%s: %s", device_bdf, reason);
+	ASSERT_TRUE(write_text(CORE_PATTERN, core_path));
 }
 
 FIXTURE_TEARDOWN(odirect_core)
 {
-	if (self->dir[0]) {
-		ASSERT_TRUE(write_text(CORE_PATTERN, self->pattern));
-		unlink(self->core);
-		rmdir(self->dir);
-	}
+	stop_guard(&self->guard);
 	odirect_test_teardown(&self->t);
 }
 
@@ -1230,7 +1291,7 @@ TEST_F_TIMEOUT(odirect_core, left_out, 60)
 	ASSERT_EQ(SIGABRT, WTERMSIG(status));
 	ASSERT_TRUE(WCOREDUMP(status));
 
-	core = open(self->core, O_RDONLY);
+	core = open(core_path, O_RDONLY);
 	ASSERT_GE(core, 0);
 	ASSERT_EQ(0, fstat(core, &stat));
 	TH_LOG("a core of %ld KiB", (long)stat.st_size / 1024);
@@ -1311,26 +1372,34 @@ TEST_F_TIMEOUT(odirect_block, fork, 60)
  * The only user of a buffer is killed in the middle of its I/O. When it is gone nothing
  * is under way any more, and its memory is there for the next one.
  */
+struct killed_io {
+	struct odirect_test *t;
+	void *vaddr;
+	u64 *done;
+};
+
 static void *killed_io_thread(void *data)
 {
-	struct child_data *killed = data;
+	struct killed_io *io = data;
 
 	for (;;) {
-		block_read(killed->t, killed->vaddr, SZ_4M, 0);
-		block_write(killed->t, killed->vaddr, SZ_4M, SZ_32M);
+		VFIO_ASSERT_EQ(block_read(io->t, io->vaddr, SZ_4M, 0), SZ_4M);
+		VFIO_ASSERT_EQ(block_write(io->t, io->vaddr, SZ_4M, SZ_32M), SZ_4M);
+		WRITE_ONCE(*io->done, *io->done + 1);
 	}
-
-	return NULL;
 }
 
 TEST_F_TIMEOUT(odirect_block, killed, 120)
 {
 	struct odirect_test *t = &self->t;
-	struct child_data data[4];
+	struct killed_io ios[4];
 	pthread_t thread;
 	int fd, i, round, status;
+	u64 *done, deadline;
 	pid_t child;
 
+	done = mmap(NULL, t->page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, done);
 	block_fill(t, SZ_4M, 0, 36);
 	for (round = 0; round < 20; round++) {
 		pattern_fill(t->vaddr, SZ_16M, 37);
@@ -1338,20 +1407,27 @@ TEST_F_TIMEOUT(odirect_block, killed, 120)
 		child = fork();
 		ASSERT_GE(child, 0);
 		if (!child) {
-			for (i = 0; i < ARRAY_SIZE(data); i++) {
-				data[i].t = t;
-				data[i].vaddr = mmap_bar(fd, SZ_4M, i * SZ_4M, 0);
+			for (i = 0; i < ARRAY_SIZE(ios); i++) {
+				ios[i].t = t;
+				ios[i].vaddr = mmap_bar(fd, SZ_4M, i * SZ_4M, 0);
+				ios[i].done = &done[i];
 				VFIO_ASSERT_EQ(pthread_create(&thread, NULL, killed_io_thread,
-							      &data[i]), 0);
+							      &ios[i]), 0);
 			}
 			pause();
 			_exit(1);
 		}
 		ASSERT_EQ(0, close(fd));
-		usleep(random() % 100000);
+		/* As soon as one of them is busy, they all soon are. */
+		deadline = milliseconds() + 20000;
+		while (!READ_ONCE(done[round % ARRAY_SIZE(ios)]) && milliseconds() < deadline)
+			usleep(100);
+		ASSERT_GT(READ_ONCE(done[round % ARRAY_SIZE(ios)]), 0);
+		usleep(random() % 20000);
 		ASSERT_EQ(0, kill(child, SIGKILL));
 		ASSERT_EQ(child, waitpid(child, &status, 0));
 		ASSERT_TRUE(WIFSIGNALED(status));
+		memset(done, 0, t->page);
 
 		fd = export_pages(t, 0, SZ_16M);
 		pattern_fill(t->vaddr, SZ_16M, 38);
@@ -1608,20 +1684,44 @@ static void controller_end(void)
 	VFIO_ASSERT_EQ(pthread_join(resetter, NULL), 0);
 }
 
-/* Its driver is unbound: all that is in flight fails, and whatever comes later. */
+/*
+ * Its driver is unbound, while the revoke waits for what is in flight. That comes to its
+ * end; whatever is begun later fails.
+ */
 #define DISK_DRIVER "/sys/bus/pci/drivers/nvme/"
+
+static pthread_t remover;
+static bool removing;
+
+static void *remove_disk(void *data)
+{
+	VFIO_ASSERT_TRUE(write_text(DISK_DRIVER "unbind", disk_bdf));
+
+	return NULL;
+}
 
 static bool removal_begin(void)
 {
-	return write_text(DISK_DRIVER "unbind", disk_bdf);
+	char path[PATH_MAX];
+
+	snprintf_assert(path, sizeof(path), DISK_DRIVER "%s", disk_bdf);
+	if (!disk_bdf[0] || access(path, F_OK))
+		return false;
+	removing = true;
+	VFIO_ASSERT_EQ(pthread_create(&remover, NULL, remove_disk, NULL), 0);
+
+	return true;
 }
 
 static void removal_end(void)
 {
 	char path[PATH_MAX];
 
+	if (removing)
+		VFIO_ASSERT_EQ(pthread_join(remover, NULL), 0);
+	removing = false;
 	snprintf_assert(path, sizeof(path), DISK_DRIVER "%s", disk_bdf);
-	if (access(path, F_OK))
+	if (disk_bdf[0] && access(path, F_OK))
 		write_text(DISK_DRIVER "bind", disk_bdf);
 }
 
@@ -1702,8 +1802,7 @@ static void *failing_io_thread(void *data)
 FIXTURE(odirect_failing) {
 	struct odirect_test t;
 	const struct disk_failure *failure;
-	int guard;
-	int alive;
+	struct guard guard;
 };
 
 FIXTURE_VARIANT(odirect_failing) {
@@ -1728,40 +1827,26 @@ FIXTURE_VARIANT_ADD(odirect_failing, removal) {
 
 FIXTURE_SETUP(odirect_failing)
 {
-	const char *reason = odirect_test_setup(&self->t, true);
-	int fds[2];
+	const char *reason;
 
-	self->guard = 0;
+	if (!block_path)
+		SKIP(return, "VFIO_SELFTESTS_BLKDEV is not set");
+	remember_disk();
 	self->failure = variant->failure;
+	start_guard(&self->guard, self->failure->end);
+
+	reason = odirect_test_setup(&self->t, true);
 	if (reason)
 		SKIP(return, "%s: %s", device_bdf, reason);
-
-	/*
-	 * However the test ends, others need the disk: it has when the pipe is closed.
-	 * The guard keeps nothing open, for a disk has no successor as long as it is.
-	 */
-	remember_disk();
-	ASSERT_EQ(0, pipe(fds));
-	self->guard = fork();
-	ASSERT_GE(self->guard, 0);
-	if (!self->guard) {
-		ASSERT_EQ(3, dup2(fds[0], 3));
-		ASSERT_EQ(0, syscall(__NR_close_range, 4, ~0U, 0));
-		while (read(3, &fds[1], 1) < 0)
-			;
-		self->failure->end();
-		_exit(0);
-	}
-	close(fds[0]);
-	self->alive = fds[1];
 }
 
 FIXTURE_TEARDOWN(odirect_failing)
 {
-	if (self->guard > 0) {
-		close(self->alive);
-		waitpid(self->guard, NULL, 0);
-	}
+	/* A disk that is in use keeps its name from its successor. */
+	if (self->t.block >= 0)
+		close(self->t.block);
+	self->t.block = -1;
+	stop_guard(&self->guard);
 	odirect_test_teardown(&self->t);
 }
 

@@ -7,6 +7,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <string.h>
 #include <unistd.h>
@@ -22,6 +23,7 @@
 #include <linux/fs.h>
 #include <linux/kernel.h>
 #include <linux/kvm.h>
+#include <linux/mman.h>
 #include <linux/pci_regs.h>
 #include <linux/sizes.h>
 #include <linux/stddef.h>
@@ -194,6 +196,15 @@ TEST_F(refused, mlock)
 	munlock(self->t.vaddr, SZ_2M);
 }
 
+/* They fault as if they were to use the pages. */
+TEST_F(refused, madvise_populate)
+{
+	EXPECT_EQ(-1, madvise(self->t.vaddr, SZ_2M, MADV_POPULATE_READ));
+	EXPECT_EQ(ENOMEM, errno);
+	EXPECT_EQ(-1, madvise(self->t.vaddr, SZ_2M, MADV_POPULATE_WRITE));
+	EXPECT_EQ(ENOMEM, errno);
+}
+
 /* IOMMUFD pins what is mapped for DMA for as long as it is mapped; so does type1. */
 TEST_F(refused, iommu)
 {
@@ -225,6 +236,68 @@ TEST(refused_type1)
 	refused_test_teardown(&test);
 	if (reason)
 		SKIP(return, "%s: %s", device_bdf, reason);
+}
+
+/*
+ * Type1 maps a BAR without struct pages for DMA, while some come and go that it has
+ * nothing to do with, and must not look at.
+ */
+struct exporter {
+	struct refused_test *t;
+	u64 rounds;
+	bool stop;
+};
+
+static void *export_and_close(void *data)
+{
+	struct exporter *exporter = data;
+	struct vfio_pci_device *device = exporter->t->device;
+	int bar = exporter->t->bar;
+	u64 size = device->bars[bar].info.size;
+
+	while (!READ_ONCE(exporter->stop)) {
+		VFIO_ASSERT_EQ(close(vfio_pci_dmabuf_export(device, bar, 0, size, ZONE_DEVICE)), 0);
+		WRITE_ONCE(exporter->rounds, exporter->rounds + 1);
+	}
+
+	return NULL;
+}
+
+TEST(not_refused_type1)
+{
+	struct dma_region region = { .iova = SZ_1G };
+	struct exporter exporter = {};
+	struct refused_test test;
+	const char *reason;
+	pthread_t thread;
+	u64 unmapped;
+
+	if (!vfio_pci_has_group(device_bdf))
+		SKIP(return, "%s has no group", device_bdf);
+	if (!strcmp(vfio_pci_group_iommu_mode(device_bdf), MODE_VFIO_NOIOMMU))
+		SKIP(return, "no IOMMU");
+
+	reason = refused_test_setup(&test, MODE_VFIO_TYPE1V2_IOMMU);
+	if (reason) {
+		refused_test_teardown(&test);
+		SKIP(return, "%s: %s", device_bdf, reason);
+	}
+	munmap_bar(test.vaddr, REFUSED_SIZE);
+	ASSERT_EQ(0, close(test.fd));
+	test.fd = -1;
+
+	region.vaddr = test.device->bars[test.bar].vaddr;
+	region.size = test.device->bars[test.bar].info.size;
+	exporter.t = &test;
+	ASSERT_EQ(0, pthread_create(&thread, NULL, export_and_close, &exporter));
+	while (READ_ONCE(exporter.rounds) < 20) {
+		ASSERT_EQ(0, __iommu_map(test.iommu, &region));
+		ASSERT_EQ(0, __iommu_unmap(test.iommu, &region, &unmapped));
+		ASSERT_EQ(region.size, unmapped);
+	}
+	WRITE_ONCE(exporter.stop, true);
+	ASSERT_EQ(0, pthread_join(thread, NULL));
+	refused_test_teardown(&test);
 }
 
 /* All kinds of pins by those who have not asked for such pages. */
@@ -408,6 +481,54 @@ TEST_F(refused, not_kvm_of_a_plain_buffer)
 	machine_cleanup(&machine);
 	munmap_bar(vaddr, SZ_2M);
 	ASSERT_EQ(0, close(fd));
+}
+
+/*
+ * KVM writes the time to where the guest wants it, to a BAR as well, and keeps a
+ * mapping of it. That must not be one which goes away with somebody's pages.
+ */
+#define MSR_KVM_SYSTEM_TIME_NEW 0x4b564d01
+
+TEST_F(refused, not_the_time_of_kvm)
+{
+	struct {
+		struct kvm_msrs msrs;
+		struct kvm_msr_entry time;
+	} set = {
+		.msrs = { .nmsrs = 1 },
+		.time = { .index = MSR_KVM_SYSTEM_TIME_NEW, .data = MACHINE_BAR | 1 },
+	};
+	struct kvm_clock_data clock = {};
+	struct refused_test *t = &self->t;
+	struct machine machine;
+	const char *reason;
+	u32 version;
+	void *vaddr;
+	int i;
+
+	/* The BAR as such, and for a part of the time pages of the same memory. */
+	vaddr = t->device->bars[t->bar].vaddr;
+	if (!vfio_pci_bar_is_memory(t->device, t->bar))
+		SKIP(return, "BAR %d does not behave like memory", t->bar);
+	reason = machine_init(&machine, vaddr);
+	if (reason)
+		SKIP(return, "%s", reason);
+	ASSERT_EQ(1, ioctl(machine.cpu, KVM_SET_MSRS, &set));
+
+	for (i = 0; i < 3; i++) {
+		version = READ_ONCE(*(u32 *)vaddr);
+		ASSERT_GE(machine_read(&machine), 0);
+		ASSERT_EQ(0, ioctl(machine.vm, KVM_SET_CLOCK, &clock));
+		ASSERT_GE(machine_read(&machine), 0);
+		ASSERT_NE(version, READ_ONCE(*(u32 *)vaddr));
+
+		if (i)
+			continue;
+		munmap_bar(t->vaddr, REFUSED_SIZE);
+		ASSERT_EQ(0, close(t->fd));
+		t->fd = -1;
+	}
+	machine_cleanup(&machine);
 }
 #endif /* __x86_64__ */
 

@@ -393,6 +393,33 @@ static void *job_thread(void *data)
 	return NULL;
 }
 
+void start_guard(struct guard *guard, void (*end)(void))
+{
+	int fds[2];
+	char none;
+
+	VFIO_ASSERT_EQ(pipe2(fds, O_CLOEXEC), 0);
+	guard->pid = fork();
+	VFIO_ASSERT_GE(guard->pid, 0);
+	if (!guard->pid) {
+		/* Whose whole process group is killed, if it takes too long. */
+		setsid();
+		close(fds[1]);
+		while (read(fds[0], &none, 1) < 0)
+			;
+		end();
+		_exit(0);
+	}
+	close(fds[0]);
+	guard->alive = fds[1];
+}
+
+void stop_guard(struct guard *guard)
+{
+	close(guard->alive);
+	VFIO_ASSERT_EQ(waitpid(guard->pid, NULL, 0), guard->pid);
+}
+
 void start_job(struct job *job, long (*fn)(void *data), void *data)
 {
 	job->fn = fn;

@@ -105,6 +105,20 @@ int ask_child(struct child *child, int arg);
 void stop_child(struct child *child);
 
 /*
+ * Settings of the whole system, which others need as they were: whatever becomes of
+ * the test, killed for taking too long included, @end is run when it is over, by a
+ * process of its own. To be started before anything is opened that ought not to
+ * outlive the test.
+ */
+struct guard {
+	int pid;
+	int alive;
+};
+
+void start_guard(struct guard *guard, void (*end)(void));
+void stop_guard(struct guard *guard);
+
+/*
  * A thread that runs @fn once. Whether it has come to its end, now or within so
  * many milliseconds, can be asked before finish_job() waits for it and tells
  * what @fn returned.
