@@ -470,34 +470,28 @@ static void bench_faults_of_1g(int fd)
 	munmap_bar(vaddr, SZ_1G);
 }
 
-static u64 free_kib(void)
+static u64 memmap_pages(void)
 {
-	FILE *file = fopen("/proc/meminfo", "r");
-	unsigned long long kib = 0;
+	FILE *file = fopen("/proc/vmstat", "r");
+	unsigned long long nr = 0;
 	char line[128];
 
 	VFIO_ASSERT_NOT_NULL(file);
 	while (fgets(line, sizeof(line), file))
-		if (sscanf(line, "MemFree: %llu", &kib) == 1)
+		if (sscanf(line, "nr_memmap_pages %llu", &nr) == 1)
 			break;
 	fclose(file);
-	return kib;
+	return nr;
 }
 
 /* RAM that the struct pages of 1 GiB take */
 static void bench_memmap(void)
 {
-	u64 before, after;
-	int fd;
+	u64 before = memmap_pages();
+	int fd = export_pages(SZ_1G);
 
-	/* What is made once */
-	close(export_pages(SZ_1G));
-	usleep(100000);
-	before = free_kib();
-	fd = export_pages(SZ_1G);
-	after = free_kib();
+	figure((memmap_pages() - before) * SZ_4K / SZ_1K, "memmap-1g");
 	close(fd);
-	figure(before - after, "memmap-1g");
 }
 
 /*
