@@ -450,6 +450,8 @@ static void bench_io(const char *name, void *vaddr, size_t size, void *copy_to)
 	int i;
 
 	for (i = 0; i < IO_REQUESTS; i++) {
+		/* Not in step with the disk, which could be out of it for good */
+		usleep(i % 16 * 100);
 		start = busy();
 		done = pread(disk, vaddr, size, i % 2 * SZ_64M);
 		if (copy_to)
