@@ -69,6 +69,7 @@ struct odirect_test {
 	/* The block device, opened with O_DIRECT, and a buffer in RAM. */
 	int block;
 	u64 block_size;
+	unsigned int metadata; /* bytes per logical block, if it is an NVMe namespace */
 	void *ram;
 
 	/* What a split has left elsewhere. */
@@ -76,6 +77,24 @@ struct odirect_test {
 };
 
 #define RAM_SIZE SZ_16M
+
+static unsigned int metadata_bytes(void)
+{
+	const char *name = strrchr(block_path, '/');
+	unsigned int bytes = 0;
+	char path[PATH_MAX];
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/sys/block/%s/metadata_bytes", name ? name + 1 : block_path);
+	file = fopen(path, "r");
+	if (file) {
+		if (fscanf(file, "%u", &bytes) != 1)
+			bytes = 0;
+		fclose(file);
+	}
+
+	return bytes;
+}
 
 static const char *odirect_test_setup(struct odirect_test *test, bool need_block)
 {
@@ -114,6 +133,7 @@ static const char *odirect_test_setup(struct odirect_test *test, bool need_block
 		VFIO_ASSERT_GE(test->block, 0, "open(%s) failed\n", block_path);
 		VFIO_ASSERT_EQ(fstat(test->block, &info), 0);
 		test->block_size = info.st_size;
+		test->metadata = metadata_bytes();
 		if (S_ISBLK(info.st_mode))
 			ioctl_assert(test->block, BLKGETSIZE64, &test->block_size);
 		VFIO_ASSERT_GE(test->block_size, SZ_64M,
@@ -692,6 +712,35 @@ TEST_F_TIMEOUT(odirect_io, skewed, 60)
 }
 
 /* The seam of two ranges in the middle of one transfer. */
+/* All of a large BAR in one request. */
+TEST_F_TIMEOUT(odirect_block, io_64m, 120)
+{
+	struct odirect_test *t = &self->t;
+	const u64 seed = 1ULL << 32;
+	void *vaddr;
+	size_t at;
+	int fd;
+
+	if (t->size < SZ_64M || t->block_size < 2 * SZ_64M)
+		SKIP(return, "the BAR or the block device is too small");
+
+	for (at = 0; at < SZ_64M; at += RAM_SIZE)
+		block_fill(t, RAM_SIZE, at, seed + at / sizeof(u64));
+	fd = export_pages(t, 0, SZ_64M);
+	vaddr = mmap_bar(fd, SZ_64M, 0, 0);
+
+	ASSERT_EQ(SZ_64M, block_read(t, vaddr, SZ_64M, 0));
+	ASSERT_EQ(SZ_64M, pattern_check(t->vaddr, SZ_64M, seed));
+	ASSERT_EQ(SZ_64M, block_write(t, vaddr, SZ_64M, SZ_64M));
+	for (at = 0; at < SZ_64M; at += RAM_SIZE)
+		ASSERT_EQ(RAM_SIZE, block_check(t, RAM_SIZE, SZ_64M + at,
+						seed + at / sizeof(u64)));
+
+	vfio_pci_dmabuf_revoke(t->device, fd);
+	munmap_bar(vaddr, SZ_64M);
+	ASSERT_EQ(0, close(fd));
+}
+
 TEST_F_TIMEOUT(odirect_block, io_ranges, 60)
 {
 	struct vfio_region_dma_range ranges[] = {
@@ -2915,6 +2964,7 @@ TEST_F_TIMEOUT(odirect_held, bystander_of_reset, 90)
 #define PASS_COMMANDS	16
 #define PASS_LENGTH	SZ_128K
 #define PASS_SIZE	(PASS_COMMANDS * PASS_LENGTH)
+#define PASS_BUFFER	(2 * PASS_SIZE)
 #define PASS_ROUNDS	20
 #define PASS_TIMEOUT	60000
 
@@ -2968,8 +3018,9 @@ static void pass_ring_cleanup(struct pass_ring *ring)
 	VFIO_ASSERT_EQ(close(ring->fd), 0);
 }
 
+/* Metadata, if the namespace has some, lies behind the data of all commands. */
 static void pass_prepare_nvme(struct io_uring_sqe *sqe, struct odirect_test *t,
-			      int generic)
+			      int generic, void *vaddr)
 {
 	struct nvme_uring_cmd *cmd = (void *)sqe->cmd;
 	int nsid, block_size;
@@ -2985,7 +3036,12 @@ static void pass_prepare_nvme(struct io_uring_sqe *sqe, struct odirect_test *t,
 	sqe->cmd_op = NVME_URING_CMD_IO;
 	cmd->opcode = 0x02; /* read */
 	cmd->nsid = nsid;
+	cmd->addr = (uintptr_t)vaddr + sqe->user_data * PASS_LENGTH;
 	cmd->data_len = PASS_LENGTH;
+	if (t->metadata) {
+		cmd->metadata_len = PASS_LENGTH / block_size * t->metadata;
+		cmd->metadata = (uintptr_t)vaddr + PASS_SIZE + sqe->user_data * cmd->metadata_len;
+	}
 	cmd->cdw10 = lba;
 	cmd->cdw11 = lba >> 32;
 	cmd->cdw12 = PASS_LENGTH / block_size - 1;
@@ -3005,15 +3061,12 @@ static void pass_ring_read(struct pass_ring *ring, struct odirect_test *t,
 
 	for (i = 0; i < PASS_COMMANDS; i++) {
 		struct io_uring_sqe *sqe = ring->sqes + i * 128;
-		struct nvme_uring_cmd *cmd = (void *)sqe->cmd;
-		void *to = vaddr + i * PASS_LENGTH;
 
 		memset(sqe, 0, 128);
 		sqe->user_data = i;
 		array[i] = i;
 		if (ring->kind == PASS_NVME) {
-			pass_prepare_nvme(sqe, t, generic);
-			cmd->addr = (uintptr_t)to;
+			pass_prepare_nvme(sqe, t, generic, vaddr);
 			continue;
 		}
 
@@ -3023,7 +3076,7 @@ static void pass_ring_read(struct pass_ring *ring, struct odirect_test *t,
 			sqe->fd = 0; /* of those that were registered */
 			sqe->flags = IOSQE_FIXED_FILE;
 		}
-		sqe->addr = (uintptr_t)to;
+		sqe->addr = (uintptr_t)vaddr + i * PASS_LENGTH;
 		sqe->len = PASS_LENGTH;
 		sqe->off = (u64)i * PASS_LENGTH;
 	}
@@ -3098,9 +3151,9 @@ static void pass_end_close_buffer(struct pass_buffer *buffer)
 	struct odirect_test *t = buffer->t;
 
 	VFIO_ASSERT_EQ(close(buffer->fd), 0);
-	munmap_bar(buffer->vaddr, PASS_SIZE);
-	buffer->fd = export_pages(t, 0, PASS_SIZE);
-	buffer->vaddr = mmap_bar(buffer->fd, PASS_SIZE, 0, 0);
+	munmap_bar(buffer->vaddr, PASS_BUFFER);
+	buffer->fd = export_pages(t, 0, PASS_BUFFER);
+	buffer->vaddr = mmap_bar(buffer->fd, PASS_BUFFER, 0, 0);
 }
 
 static void pass_end_close_device(struct pass_buffer *buffer)
@@ -3134,8 +3187,8 @@ static int pass_round(const char *generic_path, enum pass_kind kind, u32 flags,
 	VFIO_ASSERT_TRUE(pass_ring_setup(&ring, kind, flags));
 
 	block_fill(t, PASS_SIZE, 0, 91);
-	buffer.fd = export_pages(t, 0, PASS_SIZE);
-	buffer.vaddr = mmap_bar(buffer.fd, PASS_SIZE, 0, 0);
+	buffer.fd = export_pages(t, 0, PASS_BUFFER);
+	buffer.vaddr = mmap_bar(buffer.fd, PASS_BUFFER, 0, 0);
 	pattern_fill(t->vaddr, PASS_SIZE, 92);
 
 	/* Nothing is to be done any more but the last step. */
@@ -3162,7 +3215,7 @@ static int pass_round(const char *generic_path, enum pass_kind kind, u32 flags,
 	if (end != pass_end_close_device)
 		VFIO_ASSERT_EQ(pattern_check(t->vaddr, PASS_SIZE, 93), PASS_SIZE);
 
-	munmap_bar(buffer.vaddr, PASS_SIZE);
+	munmap_bar(buffer.vaddr, PASS_BUFFER);
 	VFIO_ASSERT_EQ(close(buffer.fd), 0);
 	pass_ring_cleanup(&ring);
 	VFIO_ASSERT_EQ(close(generic), 0);
@@ -3217,8 +3270,8 @@ TEST_F_TIMEOUT(odirect_refused, passthrough, 60)
 	ASSERT_GE(generic, 0);
 	ASSERT_TRUE(pass_ring_setup(&ring, PASS_NVME, 0));
 	block_fill(t, PASS_SIZE, 0, 106);
-	fd = export_pages(t, 0, PASS_SIZE);
-	vaddr = mmap_bar(fd, PASS_SIZE, 0, 0);
+	fd = export_pages(t, 0, PASS_BUFFER);
+	vaddr = mmap_bar(fd, PASS_BUFFER, 0, 0);
 	pattern_fill(t->vaddr, PASS_SIZE, 107);
 
 	pass_ring_read(&ring, t, generic, vaddr);
@@ -3227,7 +3280,7 @@ TEST_F_TIMEOUT(odirect_refused, passthrough, 60)
 
 	vfio_pci_dmabuf_revoke(t->device, fd);
 	ASSERT_EQ(SIGBUS, try_read32(vaddr, &value));
-	munmap_bar(vaddr, PASS_SIZE);
+	munmap_bar(vaddr, PASS_BUFFER);
 	ASSERT_EQ(0, close(fd));
 
 	/* The same ring, the same disk, and RAM. */
