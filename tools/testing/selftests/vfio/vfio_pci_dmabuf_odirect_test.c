@@ -85,7 +85,8 @@ static unsigned int metadata_bytes(void)
 	char path[PATH_MAX];
 	FILE *file;
 
-	snprintf(path, sizeof(path), "/sys/block/%s/metadata_bytes", name ? name + 1 : block_path);
+	snprintf(path, sizeof(path), "/sys/block/%s/metadata_bytes",
+		 name ? name + 1 : block_path);
 	file = fopen(path, "r");
 	if (file) {
 		if (fscanf(file, "%u", &bytes) != 1)
