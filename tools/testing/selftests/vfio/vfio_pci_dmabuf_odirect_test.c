@@ -78,7 +78,7 @@ struct odirect_test {
 
 #define RAM_SIZE SZ_16M
 
-static unsigned int metadata_bytes(void)
+static unsigned int block_metadata(void)
 {
 	const char *name = strrchr(block_path, '/');
 	unsigned int bytes = 0;
@@ -134,7 +134,7 @@ static const char *odirect_test_setup(struct odirect_test *test, bool need_block
 		VFIO_ASSERT_GE(test->block, 0, "open(%s) failed\n", block_path);
 		VFIO_ASSERT_EQ(fstat(test->block, &info), 0);
 		test->block_size = info.st_size;
-		test->metadata = metadata_bytes();
+		test->metadata = block_metadata();
 		if (S_ISBLK(info.st_mode))
 			ioctl_assert(test->block, BLKGETSIZE64, &test->block_size);
 		VFIO_ASSERT_GE(test->block_size, SZ_64M,
