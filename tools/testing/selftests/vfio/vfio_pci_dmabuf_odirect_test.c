@@ -1451,7 +1451,7 @@ TEST_F_TIMEOUT(odirect_block, killed, 120)
 	done = mmap(NULL, t->page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(MAP_FAILED, done);
 	block_fill(t, SZ_4M, 0, 36);
-	for (round = 0; round < 20; round++) {
+	for (round = 0; round < 10; round++) {
 		pattern_fill(t->vaddr, SZ_16M, 37);
 		fd = export_pages(t, 0, SZ_16M);
 		child = fork();
@@ -1923,7 +1923,7 @@ TEST_F_TIMEOUT(odirect_failing, revoke, 240)
 	int fd, i, round;
 
 	block_fill(t, FAILING_SIZE, 0, FAILING_SEED);
-	for (round = 0; round < 6; round++) {
+	for (round = 0; round < 4; round++) {
 		memset(ios, 0, sizeof(ios));
 		fd = export_pages(t, 0, SZ_8M);
 		for (i = 0; i < ARRAY_SIZE(ios); i++) {
@@ -2966,7 +2966,7 @@ TEST_F_TIMEOUT(odirect_held, bystander_of_reset, 90)
 #define PASS_LENGTH	SZ_128K
 #define PASS_SIZE	(PASS_COMMANDS * PASS_LENGTH)
 #define PASS_BUFFER	(2 * PASS_SIZE)
-#define PASS_ROUNDS	20
+#define PASS_ROUNDS	10
 #define PASS_TIMEOUT	60000
 
 enum pass_kind {
