@@ -34,11 +34,13 @@
 #include <linux/bitmap.h>
 #include <linux/err.h>
 #include <linux/export.h>
+#include <linux/memory_hotplug.h>
 #include <linux/memremap.h>
 #include <linux/mm.h>
 #include <linux/mutex.h>
 #include <linux/overflow.h>
 #include <linux/pci-p2pdma.h>
+#include <linux/range.h>
 #include <linux/slab.h>
 #include <linux/wait_bit.h>
 
@@ -176,14 +178,15 @@ static void p2pdma_pages_prep(const struct range *range)
  * are neither added nor removed meanwhile.
  * Return: the pages, all at rest, to be undone with pci_p2pdma_destroy_pages(),
  * or an ERR_PTR: -EINVAL if a range is empty or not aligned to
- * memremap_compat_align(), or is out of the reach of the direct map; -EBUSY if
- * there are pages for some of it already, or ranges overlap; -ENOMEM; what else
- * memremap_pages() returns.
+ * memremap_compat_align(); -ERANGE if it is beyond what the direct map can reach;
+ * -EBUSY if there are pages for some of it already, or ranges overlap; -ENOMEM;
+ * what else memremap_pages() returns.
  */
 struct p2pdma_pages *pci_p2pdma_create_pages(struct p2pdma_provider *provider,
 					     const struct phys_vec *ranges,
 					     unsigned int nr_ranges)
 {
+	const struct range reach = mhp_get_pluggable_range(true);
 	unsigned long align = memremap_compat_align();
 	struct p2pdma_pages *pages;
 	struct dev_pagemap *pgmap;
@@ -195,6 +198,12 @@ struct p2pdma_pages *pci_p2pdma_create_pages(struct p2pdma_provider *provider,
 		if (!ranges[i].len ||
 		    !IS_ALIGNED(ranges[i].paddr | ranges[i].len, align))
 			return ERR_PTR(-EINVAL);
+
+	/* memremap_pages() would print a line for each that a user tries */
+	for (i = 0; i < nr_ranges; i++)
+		if (ranges[i].paddr < reach.start ||
+		    ranges[i].paddr + ranges[i].len - 1 > reach.end)
+			return ERR_PTR(-ERANGE);
 
 	ret = p2pdma_check_overlap(ranges, nr_ranges);
 	if (ret)

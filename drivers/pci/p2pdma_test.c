@@ -1242,7 +1242,7 @@ static void pages_refused(struct kunit *test)
 
 	KUNIT_ASSERT_EQ(test, 0, pcim_p2pdma_init(pdev));
 	pages = pci_p2pdma_create_pages(pcim_p2pdma_provider(pdev, 0), &far, 1);
-	KUNIT_EXPECT_EQ(test, -EINVAL, PTR_ERR(pages));
+	KUNIT_EXPECT_EQ(test, -ERANGE, PTR_ERR(pages));
 	for (i = 0; i < ARRAY_SIZE(bad); i++)
 		KUNIT_EXPECT_EQ(test, -EINVAL,
 				PTR_ERR(create(pdev, 0, &bad[i], 1)));

@@ -10,6 +10,9 @@
  * VFIO_SELFTESTS_NO_P2P=1 announces that no DMA between the two is possible, as
  * they share no switch and the kernel does not know what their root complex
  * does with it. Then all O_DIRECT to the BAR has to be refused.
+ *
+ * VFIO_SELFTESTS_OUT_OF_REACH=1 announces a BAR that is further away than the
+ * kernel's direct map reaches. It has no pages: only odirect.reach can pass.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -55,6 +58,7 @@ static const char *device_bdf;
 static const char *other_bdf;
 static const char *block_path;
 static bool no_p2p;
+static bool out_of_reach;
 
 struct odirect_test {
 	struct iommu *iommu;
@@ -277,6 +281,20 @@ TEST_F(odirect, export_errors)
 	/* Nothing of it has taken the range. */
 	fd = export_pages(t, 0, SZ_8M);
 	ASSERT_EQ(0, close(fd));
+}
+
+/* The kernel says so in its log when memory is added where it cannot be mapped. */
+TEST_F(odirect, reach)
+{
+	struct odirect_test *t = &self->t;
+	int fd = try_export_pages(t, t->bar, 0, SZ_8M);
+
+	if (out_of_reach) {
+		EXPECT_EQ(-ERANGE, fd);
+	} else {
+		ASSERT_LE(0, fd);
+		ASSERT_EQ(0, close(fd));
+	}
 }
 
 TEST_F(odirect, export_small_bar)
@@ -3415,6 +3433,7 @@ int main(int argc, char *argv[])
 	other_bdf = nr > 1 ? bdfs[1] : getenv("VFIO_SELFTESTS_BDF2");
 	block_path = getenv("VFIO_SELFTESTS_BLKDEV");
 	no_p2p = env_is_set("VFIO_SELFTESTS_NO_P2P");
+	out_of_reach = env_is_set("VFIO_SELFTESTS_OUT_OF_REACH");
 
 	return test_harness_run(argc, argv);
 }
