@@ -37,7 +37,7 @@ soak:		## everything at once for MINUTES (30) under lockdep and KASAN, and under
 	@harness/build kasan
 	@harness/soak --config kasan $(MINUTES)
 	@harness/build kcsan
-	@harness/selftests --config kcsan --list harness/tests/kcsan
+	@harness/selftests --config kcsan --parallel --list harness/tests/kcsan
 	@harness/soak --config kcsan $(MINUTES)
 
 mutants:	## every test fails without the cure that it tests: half an hour

@@ -12,7 +12,8 @@
  * does with it. Then all O_DIRECT to the BAR has to be refused.
  *
  * VFIO_SELFTESTS_OUT_OF_REACH=1 announces a BAR that is further away than the
- * kernel's direct map reaches. It has no pages: only odirect.reach can pass.
+ * kernel's direct map reaches. It has no pages, which is what odirect.reach is
+ * about; most others fail.
  */
 #include <errno.h>
 #include <fcntl.h>
