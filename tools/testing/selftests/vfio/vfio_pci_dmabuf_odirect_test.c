@@ -1698,20 +1698,48 @@ static void submission_end(void)
 	write_disk("make-it-fail", "0");
 }
 
+/* How many of the times that write_failure() has set are left. */
+static int failures_left(const char *name)
+{
+	char path[PATH_MAX];
+	int left = -1;
+	FILE *file;
+
+	snprintf_assert(path, sizeof(path), "/sys/kernel/debug/%s/times", name);
+	file = fopen(path, "r");
+	VFIO_ASSERT_TRUE(file);
+	VFIO_ASSERT_EQ(fscanf(file, "%d", &left), 1);
+	fclose(file);
+
+	return left;
+}
+
 /*
  * Completions are lost: the driver has to find out, and what it does is up to it. It
- * may reset the disk, for which others have to arrive.
+ * may reset the disk, for which others have to arrive: a disk whose requests time out
+ * while it is reset is given up. So all are lost before.
  */
 static bool timeout_begin(void)
 {
+	u64 deadline;
+
 	if (!disk_timeout[0] || !write_failure("fail_io_timeout", "0", "-1") ||
 	    !write_disk("queue/io_timeout", "1000"))
 		return false;
 	/* Those that have begun go on with the old one. */
 	usleep(500000);
 
-	return write_disk("io-timeout-fail", "1") &&
-	       write_failure("fail_io_timeout", "20", "4");
+	if (!write_disk("io-timeout-fail", "1") ||
+	    !write_failure("fail_io_timeout", "100", "4"))
+		return false;
+
+	deadline = milliseconds() + 10000;
+	while (failures_left("fail_io_timeout")) {
+		VFIO_ASSERT_LT(milliseconds(), deadline);
+		usleep(1000);
+	}
+
+	return true;
 }
 
 static void timeout_end(void)
@@ -2985,7 +3013,7 @@ TEST_F_TIMEOUT(odirect_held, bystander_of_reset, 90)
 #define PASS_LENGTH	SZ_128K
 #define PASS_SIZE	(PASS_COMMANDS * PASS_LENGTH)
 #define PASS_BUFFER	(2 * PASS_SIZE)
-#define PASS_ROUNDS	10
+#define PASS_ROUNDS	6
 #define PASS_TIMEOUT	60000
 
 enum pass_kind {
@@ -3356,7 +3384,7 @@ static void test_passthrough(struct __test_metadata *_metadata, const char *gene
 			     void (*end)(struct pass_buffer *buffer))
 {
 	/* A reset takes a second or so. */
-	int rounds = end == pass_end_reset ? PASS_ROUNDS / 4 : PASS_ROUNDS;
+	int rounds = end == pass_end_reset ? PASS_ROUNDS / 3 : PASS_ROUNDS;
 	int pid, status, gone, round, ret;
 	u32 in_flight = 0;
 	u64 deadline;

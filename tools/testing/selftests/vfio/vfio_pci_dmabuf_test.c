@@ -354,7 +354,7 @@ TEST_F_TIMEOUT(dmabuf, random_ranges, 120)
 	tag_pages(t, SZ_16M);
 	srandom(1);
 
-	for (round = 0; round < 20; round++) {
+	for (round = 0; round < 8; round++) {
 		nr = 1 + random() % ARRAY_SIZE(ranges);
 		for (i = 0; i < nr; i++) {
 			ranges[i].offset = random() % (SZ_16M / t->page / 2) * t->page;
@@ -1028,7 +1028,7 @@ TEST_F_TIMEOUT(dmabuf, revoke_race, 60)
 
 	ASSERT_EQ(0, pthread_barrier_init(&barrier, NULL, ARRAY_SIZE(threads)));
 
-	for (round = 0; round < 20; round++) {
+	for (round = 0; round < 8; round++) {
 		int done = 0;
 
 		fd = dmabuf_export(t, 0, SZ_4M);
