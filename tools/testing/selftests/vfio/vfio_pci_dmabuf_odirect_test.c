@@ -1707,7 +1707,7 @@ static int failures_left(const char *name)
 
 	snprintf_assert(path, sizeof(path), "/sys/kernel/debug/%s/times", name);
 	file = fopen(path, "r");
-	VFIO_ASSERT_TRUE(file);
+	VFIO_ASSERT_NOT_NULL(file);
 	VFIO_ASSERT_EQ(fscanf(file, "%d", &left), 1);
 	fclose(file);
 
