@@ -1702,13 +1702,14 @@ static void submission_end(void)
 static int failures_left(const char *name)
 {
 	char path[PATH_MAX];
-	int left = -1;
+	int left = -1, found;
 	FILE *file;
 
 	snprintf_assert(path, sizeof(path), "/sys/kernel/debug/%s/times", name);
 	file = fopen(path, "r");
 	VFIO_ASSERT_NOT_NULL(file);
-	VFIO_ASSERT_EQ(fscanf(file, "%d", &left), 1);
+	found = fscanf(file, "%d", &left);
+	VFIO_ASSERT_EQ(found, 1);
 	fclose(file);
 
 	return left;
