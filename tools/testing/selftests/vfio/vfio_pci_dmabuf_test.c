@@ -1028,7 +1028,7 @@ TEST_F_TIMEOUT(dmabuf, revoke_race, 60)
 
 	ASSERT_EQ(0, pthread_barrier_init(&barrier, NULL, ARRAY_SIZE(threads)));
 
-	for (round = 0; round < 8; round++) {
+	for (round = 0; round < 20; round++) {
 		int done = 0;
 
 		fd = dmabuf_export(t, 0, SZ_4M);
