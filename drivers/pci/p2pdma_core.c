@@ -5,7 +5,7 @@
  * A provider makes a BAR known as a target of peer-to-peer DMA: whose it is,
  * and how its bus addresses differ from its physical ones.  That takes no
  * struct pages, so this file is built, and works, without ZONE_DEVICE and on
- * 32-bit.  Everything that needs more than that is in p2pdma.c.
+ * 32-bit.  Everything that needs more than that is elsewhere.
  *
  * Copyright (c) 2016-2018, Logan Gunthorpe
  * Copyright (c) 2016-2017, Microsemi Corporation

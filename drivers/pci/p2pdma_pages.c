@@ -31,9 +31,9 @@
  * struct pages can be shared, as Documentation/mm/vmemmap_dedup.rst describes,
  * which takes a quarter of the memory.
  */
-#include <linux/bitmap.h>
 #include <linux/err.h>
 #include <linux/export.h>
+#include <linux/interval_tree.h>
 #include <linux/memory_hotplug.h>
 #include <linux/memremap.h>
 #include <linux/mm.h>
@@ -49,15 +49,20 @@
 struct p2pdma_pages {
 	/* Folios that are not at rest */
 	atomic_t nr_busy;
+	/* One for each range, in p2pdma_claims */
+	struct interval_tree_node *claims;
 	/* Must be last: ends in an array of ranges */
 	struct pci_p2pdma_pagemap map;
 };
 
 /*
+ * Which memory has pages, or is about to have or lose some, by PFN.
  * memremap_pages() looks for conflicts at both ends of a range only, and takes
- * the one that it finds for a bug.  Look first, and let nobody come between.
+ * the one that it finds for a bug.  So does memory hotplug, of which each range
+ * takes some time: the mutex is held for the look only.
  */
-static DEFINE_MUTEX(p2pdma_pages_mutex);
+static struct rb_root_cached p2pdma_claims = RB_ROOT_CACHED;
+static DEFINE_MUTEX(p2pdma_claims_mutex);
 
 static void p2pdma_pages_folio_free(struct folio *folio)
 {
@@ -79,6 +84,7 @@ static void p2pdma_pages_get(struct p2pdma_pages *pages, struct folio *folio)
 		atomic_inc(&pages->nr_busy);
 }
 
+/* Whether there are pages that have not been made here, of a p2pmem pool for one */
 static bool p2pdma_range_has_pages(const struct range *range)
 {
 	unsigned long align = memremap_compat_align();
@@ -96,38 +102,45 @@ static bool p2pdma_range_has_pages(const struct range *range)
 	return false;
 }
 
-/* Whether the ranges, which are aligned, overlap each other */
-static int p2pdma_check_overlap(const struct phys_vec *ranges,
-				unsigned int nr_ranges)
+/* -EBUSY if others have some of the ranges, or they overlap each other */
+static int p2pdma_pages_claim(struct p2pdma_pages *pages)
 {
-	unsigned long align = memremap_compat_align();
-	phys_addr_t lo = PHYS_ADDR_MAX, hi = 0;
-	unsigned long *bitmap;
-	unsigned int i;
-	int ret = 0;
+	struct dev_pagemap *pgmap = &pages->map.pgmap;
+	int i, ret = 0;
 
-	for (i = 0; i < nr_ranges; i++) {
-		lo = min(lo, ranges[i].paddr);
-		hi = max(hi, ranges[i].paddr + ranges[i].len);
-	}
+	mutex_lock(&p2pdma_claims_mutex);
+	for (i = 0; i < pgmap->nr_range; i++) {
+		struct interval_tree_node *claim = &pages->claims[i];
 
-	bitmap = bitmap_zalloc((hi - lo) / align, GFP_KERNEL);
-	if (!bitmap)
-		return -ENOMEM;
-
-	for (i = 0; i < nr_ranges; i++) {
-		unsigned long first = (ranges[i].paddr - lo) / align;
-		unsigned long end = first + ranges[i].len / align;
-
-		if (find_next_bit(bitmap, end, first) < end) {
+		claim->start = PHYS_PFN(pgmap->ranges[i].start);
+		claim->last = PHYS_PFN(pgmap->ranges[i].end);
+		if (interval_tree_iter_first(&p2pdma_claims, claim->start,
+					     claim->last)) {
 			ret = -EBUSY;
 			break;
 		}
-		bitmap_set(bitmap, first, end - first);
+		interval_tree_insert(claim, &p2pdma_claims);
 	}
-
-	bitmap_free(bitmap);
+	while (ret && i--)
+		interval_tree_remove(&pages->claims[i], &p2pdma_claims);
+	mutex_unlock(&p2pdma_claims_mutex);
 	return ret;
+}
+
+static void p2pdma_pages_unclaim(struct p2pdma_pages *pages)
+{
+	int i;
+
+	mutex_lock(&p2pdma_claims_mutex);
+	for (i = 0; i < pages->map.pgmap.nr_range; i++)
+		interval_tree_remove(&pages->claims[i], &p2pdma_claims);
+	mutex_unlock(&p2pdma_claims_mutex);
+}
+
+static void p2pdma_pages_free(struct p2pdma_pages *pages)
+{
+	kvfree(pages->claims);
+	kvfree(pages);
 }
 
 /* Whether nobody writes to the struct pages of a folio's tails */
@@ -179,8 +192,9 @@ static void p2pdma_pages_prep(const struct range *range)
  * Return: the pages, all at rest, to be undone with pci_p2pdma_destroy_pages(),
  * or an ERR_PTR: -EINVAL if a range is empty or not aligned to
  * memremap_compat_align(); -ERANGE if it is beyond what the direct map can reach;
- * -EBUSY if there are pages for some of it already, or ranges overlap; -ENOMEM;
- * what else memremap_pages() returns.
+ * -EPERM if the caller may not make mappings of it PROT_NONE, see
+ * pfn_modify_allowed(); -EBUSY if there are pages for some of it already, or
+ * ranges overlap; -ENOMEM; what else memremap_pages() returns.
  */
 struct p2pdma_pages *pci_p2pdma_create_pages(struct p2pdma_provider *provider,
 					     const struct phys_vec *ranges,
@@ -205,14 +219,26 @@ struct p2pdma_pages *pci_p2pdma_create_pages(struct p2pdma_provider *provider,
 		    ranges[i].paddr + ranges[i].len - 1 > reach.end)
 			return ERR_PTR(-ERANGE);
 
-	ret = p2pdma_check_overlap(ranges, nr_ranges);
-	if (ret)
-		return ERR_PTR(ret);
+	/*
+	 * mprotect() refuses to make PFN mappings PROT_NONE where a CPU with the
+	 * L1TF bug would take them for others.  It does not look at mappings of
+	 * pages, and at no mapping of memory that has some.
+	 */
+	for (i = 0; i < nr_ranges; i++)
+		if (!pfn_modify_allowed(PHYS_PFN(ranges[i].paddr + ranges[i].len - 1),
+					vm_get_page_prot(VM_NONE)))
+			return ERR_PTR(-EPERM);
 
 	pages = kvzalloc(struct_size(pages, map.pgmap.ranges, nr_ranges),
 			 GFP_KERNEL_ACCOUNT);
 	if (!pages)
 		return ERR_PTR(-ENOMEM);
+	pages->claims = kvcalloc(nr_ranges, sizeof(*pages->claims),
+				 GFP_KERNEL_ACCOUNT);
+	if (!pages->claims) {
+		ret = -ENOMEM;
+		goto err_free;
+	}
 
 	pages->map.mem = provider;
 	pgmap = &pages->map.pgmap;
@@ -226,29 +252,32 @@ struct p2pdma_pages *pci_p2pdma_create_pages(struct p2pdma_provider *provider,
 		pgmap->ranges[i].end = ranges[i].paddr + ranges[i].len - 1;
 	}
 
-	mutex_lock(&p2pdma_pages_mutex);
+	ret = p2pdma_pages_claim(pages);
+	if (ret)
+		goto err_free;
+
 	for (i = 0; i < nr_ranges; i++) {
 		if (p2pdma_range_has_pages(&pgmap->ranges[i])) {
 			ret = -EBUSY;
-			goto err_unlock;
+			goto err_unclaim;
 		}
 	}
 
 	addr = memremap_pages(pgmap, dev_to_node(provider->owner));
 	if (IS_ERR(addr)) {
 		ret = PTR_ERR(addr);
-		goto err_unlock;
+		goto err_unclaim;
 	}
-	mutex_unlock(&p2pdma_pages_mutex);
 
 	/* With vmemmap_shift they are folios already */
 	for (i = 0; i < nr_ranges && !pgmap->vmemmap_shift; i++)
 		p2pdma_pages_prep(&pgmap->ranges[i]);
 	return pages;
 
-err_unlock:
-	mutex_unlock(&p2pdma_pages_mutex);
-	kvfree(pages);
+err_unclaim:
+	p2pdma_pages_unclaim(pages);
+err_free:
+	p2pdma_pages_free(pages);
 	return ERR_PTR(ret);
 }
 EXPORT_SYMBOL_GPL(pci_p2pdma_create_pages);
@@ -361,9 +390,8 @@ void pci_p2pdma_destroy_pages(struct p2pdma_pages *pages)
 	if (WARN_ON_ONCE(atomic_read(&pages->nr_busy)))
 		pci_p2pdma_wait_pages(pages, false);
 
-	mutex_lock(&p2pdma_pages_mutex);
 	memunmap_pages(&pages->map.pgmap);
-	mutex_unlock(&p2pdma_pages_mutex);
-	kvfree(pages);
+	p2pdma_pages_unclaim(pages);
+	p2pdma_pages_free(pages);
 }
 EXPORT_SYMBOL_GPL(pci_p2pdma_destroy_pages);

@@ -479,6 +479,28 @@ TEST_F(huge, mprotect_all)
 	ASSERT_EQ(0, wrong_tags(vaddr, SIZE, 0));
 }
 
+/* The entry is for reading at first, and a write changes it or splits it */
+TEST_F_TIMEOUT(huge, write_notify, 60)
+{
+	struct huge_test *t = &self->t;
+	void *vaddr = t->vaddr;
+
+	map_at(vaddr, SIZE, PROT_READ | PROT_WRITE, t->fd, t->offset, MADV_HUGEPAGE);
+	if (!write_text("/proc/self/clear_refs", "4"))
+		SKIP(return, "no /proc/self/clear_refs");
+	ASSERT_EQ(0, try_write32(vaddr + MIDDLE + 8, 1));
+	ASSERT_EQ(t->faults - 1, touch_pmds(vaddr, SIZE));
+	ASSERT_EQ(0, try_write32(vaddr + 8, 1));
+	ASSERT_EQ(0, wrong_tags(vaddr, SIZE, 0));
+
+	vfio_pci_suspend_memory.suspend(t->device);
+	ASSERT_EQ(0, not_all(vaddr, SIZE, SIGBUS));
+	vfio_pci_suspend_memory.resume(t->device);
+	ASSERT_EQ(t->faults, touch_pmds(vaddr, SIZE));
+	ASSERT_EQ(0, try_write32(vaddr + SIZE - 4, 1));
+	ASSERT_EQ(0, wrong_tags(vaddr, SIZE, 0));
+}
+
 TEST_F(huge, mremap)
 {
 	struct huge_test *t = &self->t;

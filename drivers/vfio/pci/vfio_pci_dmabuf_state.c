@@ -10,7 +10,8 @@
  *
  * The state alone decides.  Whoever is about to let something reach the BAR,
  * a fault or an importer's map, asks the buffer with
- * vfio_pci_dma_buf_try_enter(), never the registers of the device: each event
+ * vfio_pci_dma_buf_try_enter() (or, with the dma_resv lock that step 3 takes
+ * held, looks at the state), never the registers of the device: each event
  * that takes the BAR away comes through vfio_pci_dma_buf_suspend(),
  * vfio_pci_dma_buf_reset_begin(), vfio_pci_dma_buf_error(),
  * vfio_pci_dma_buf_cleanup() or vfio_pci_dma_buf_revoke() first.

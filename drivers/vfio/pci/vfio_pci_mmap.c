@@ -2,7 +2,8 @@
 /*
  * Mapping of BARs by the CPU.
  *
- * All of a BAR's mappings are mappings of buffers, see vfio_pci_dmabuf_state.c.
+ * All mappings of a BAR are mappings of buffers, see vfio_pci_dmabuf_state.c,
+ * but those that a variant driver makes in its own way.
  * A mapping of the device fd is one of the BAR buffer: a dma-buf of the whole
  * BAR, without a file descriptor and so without importers, that is made when
  * the BAR is first mapped and kept until the device is closed.  There is one
@@ -204,14 +205,16 @@ static vm_fault_t vfio_pci_pfn_insert(struct vfio_pci_dma_buf *buf,
 				      struct vm_fault *vmf, unsigned long pfn,
 				      unsigned int order)
 {
+	bool write = vmf->flags & FAULT_FLAG_WRITE;
+
 	if (!order)
 		return vmf_insert_pfn(vmf->vma, vmf->address, pfn);
 
 	if (IS_ENABLED(CONFIG_ARCH_SUPPORTS_PMD_PFNMAP) && order == PMD_ORDER)
-		return vmf_insert_pfn_pmd(vmf, pfn, false);
+		return vmf_insert_pfn_pmd(vmf, pfn, write);
 
 	if (IS_ENABLED(CONFIG_ARCH_SUPPORTS_PUD_PFNMAP) && order == PUD_ORDER)
-		return vmf_insert_pfn_pud(vmf, pfn, false);
+		return vmf_insert_pfn_pud(vmf, pfn, write);
 
 	return VM_FAULT_FALLBACK;
 }

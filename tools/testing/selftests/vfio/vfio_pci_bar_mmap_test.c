@@ -4,9 +4,9 @@
  *
  * Nothing but the name of a mapping differs between a kernel that can revoke
  * BAR mappings one by one and one that cannot, so all of this but maps_name,
- * and what others than the user do to the device (reset_by_others, error),
- * passes on both. The contents of the device's BARs are overwritten, unless
- * they do not behave like memory.
+ * what others than the user do to the device (reset_by_others, error), and a bug
+ * that was mended (write_notify) passes on both. The contents of the device's BARs
+ * are overwritten, unless they do not behave like memory.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -288,6 +288,32 @@ TEST_F(bar_memory, mprotect_middle)
 }
 
 /* What is beside a mapping, in the same 2 MiB at either end, is not mapped. */
+/*
+ * Whoever tracks what a process writes to has its mappings begin read-only. The first
+ * write takes a fault then, and goes on.
+ */
+TEST_F_TIMEOUT(bar_memory, write_notify, 30)
+{
+	struct bar_test *t = &self->t;
+	void *vaddr;
+	u32 value;
+
+	tag_pages(t, SZ_4M);
+
+	vaddr = mmap_bar(t->device->fd, SZ_4M, t->offset, 0);
+	madvise(vaddr, SZ_4M, MADV_HUGEPAGE);
+	if (!write_text("/proc/self/clear_refs", "4"))
+		SKIP(return, "no /proc/self/clear_refs: CONFIG_MEM_SOFT_DIRTY is not set");
+
+	ASSERT_EQ(0, try_write32(vaddr + 8, 0x5eed0001));
+	ASSERT_EQ(0, try_read32(vaddr + SZ_2M, &value));
+	ASSERT_EQ(0, try_write32(vaddr + SZ_2M + 8, 0x5eed0002));
+	ASSERT_EQ(0x5eed0001, READ_ONCE(*(u32 *)(t->vaddr + 8)));
+	ASSERT_EQ(0x5eed0002, READ_ONCE(*(u32 *)(t->vaddr + SZ_2M + 8)));
+	ASSERT_EQ(SZ_4M, check_tags(t, vaddr, SZ_4M, 0));
+	munmap_bar(vaddr, SZ_4M);
+}
+
 TEST_F(bar_memory, neighbours)
 {
 	struct bar_test *t = &self->t;

@@ -14,6 +14,9 @@
  * VFIO_SELFTESTS_OUT_OF_REACH=1 announces a BAR that is further away than the
  * kernel's direct map reaches. It has no pages, which is what odirect.reach is
  * about; most others fail.
+ *
+ * VFIO_SELFTESTS_L1TF=1 announces a CPU with the L1TF bug and a BAR in the upper
+ * half of what it can address.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -34,6 +37,7 @@
 #include <sys/wait.h>
 
 #include <linux/align.h>
+#include <linux/capability.h>
 #include <linux/compiler.h>
 #include <linux/elf.h>
 #include <linux/fs.h>
@@ -60,6 +64,7 @@ static const char *other_bdf;
 static const char *block_path;
 static bool no_p2p;
 static bool out_of_reach;
+static bool l1tf;
 
 struct odirect_test {
 	struct iommu *iommu;
@@ -296,6 +301,62 @@ TEST_F(odirect, reach)
 		ASSERT_LE(0, fd);
 		ASSERT_EQ(0, close(fd));
 	}
+}
+
+/* Of the thread's effective capabilities. Returns whether it had it, or is negative. */
+static int set_capability(unsigned int cap, bool on)
+{
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3];
+	u32 *effective = &data[CAP_TO_INDEX(cap)].effective;
+	bool had;
+
+	if (syscall(SYS_capget, &header, data))
+		return -errno;
+	had = *effective & CAP_TO_MASK(cap);
+	*effective &= ~CAP_TO_MASK(cap);
+	if (on)
+		*effective |= CAP_TO_MASK(cap);
+
+	return syscall(SYS_capset, &header, data) ? -errno : had;
+}
+
+/*
+ * On CPUs with the L1TF bug a PROT_NONE mapping of memory far away is taken for one of
+ * RAM, and only CAP_SYS_ADMIN may make some. Pages do not allow for more than that.
+ */
+TEST_F(odirect, prot_none)
+{
+	struct odirect_test *t = &self->t;
+	bool refused;
+	void *vaddr;
+	int fd;
+
+	ASSERT_EQ(1, set_capability(CAP_SYS_ADMIN, false));
+	vaddr = mmap(NULL, t->page, PROT_READ | PROT_WRITE, MAP_SHARED, t->device->fd,
+		     t->device->bars[t->bar].info.offset);
+	ASSERT_NE(MAP_FAILED, vaddr);
+	ASSERT_EQ(0, try_touch(vaddr, t->page));
+	refused = mprotect(vaddr, t->page, PROT_NONE);
+	if (refused)
+		ASSERT_EQ(EACCES, errno);
+	TH_LOG("PROT_NONE is %s", refused ? "refused" : "allowed");
+	EXPECT_EQ(refused, l1tf);
+
+	fd = try_export_pages(t, t->bar, 0, SZ_8M);
+	if (refused) {
+		EXPECT_EQ(-EPERM, fd);
+	} else {
+		ASSERT_LE(0, fd);
+		ASSERT_EQ(0, close(fd));
+	}
+
+	/* Who has pages all the same has been given them. */
+	ASSERT_EQ(0, set_capability(CAP_SYS_ADMIN, true));
+	fd = try_export_pages(t, t->bar, 0, SZ_8M);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, close(fd));
+	ASSERT_EQ(0, munmap(vaddr, t->page));
 }
 
 TEST_F(odirect, export_small_bar)
@@ -3464,6 +3525,7 @@ int main(int argc, char *argv[])
 	block_path = getenv("VFIO_SELFTESTS_BLKDEV");
 	no_p2p = env_is_set("VFIO_SELFTESTS_NO_P2P");
 	out_of_reach = env_is_set("VFIO_SELFTESTS_OUT_OF_REACH");
+	l1tf = env_is_set("VFIO_SELFTESTS_L1TF");
 
 	return test_harness_run(argc, argv);
 }
