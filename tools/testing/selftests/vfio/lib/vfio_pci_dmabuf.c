@@ -13,6 +13,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -330,6 +331,66 @@ int try_touch(const void *vaddr, size_t size)
 	}
 
 	return 0;
+}
+
+struct order_race {
+	const void *vaddr;
+	bool stop;
+};
+
+static void *order_race_reader(void *arg)
+{
+	struct order_race *race = arg;
+	uintptr_t wrong = 0;
+	size_t offset = 0;
+	u32 value;
+	int sig;
+
+	while (!READ_ONCE(race->stop)) {
+		offset = (offset + SZ_128K + getpagesize()) % SZ_2M;
+		sig = try_read32(race->vaddr + offset, &value);
+		wrong += sig && sig != SIGBUS;
+	}
+	return (void *)wrong;
+}
+
+static void *order_race_chooser(void *arg)
+{
+	struct order_race *race = arg;
+
+	while (!READ_ONCE(race->stop)) {
+		VFIO_ASSERT_EQ(prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0), 0);
+		usleep(200);
+		VFIO_ASSERT_EQ(prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0), 0);
+		usleep(200);
+	}
+	return NULL;
+}
+
+unsigned int race_orders(void *vaddr, unsigned int ms, void (*zap)(void *data), void *data)
+{
+	struct order_race race = { .vaddr = vaddr };
+	u64 end = milliseconds() + ms;
+	unsigned int wrong = 0;
+	pthread_t threads[4];
+	void *result;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(threads); i++)
+		VFIO_ASSERT_EQ(pthread_create(&threads[i], NULL,
+					      i ? order_race_reader : order_race_chooser,
+					      &race), 0);
+	while (milliseconds() < end) {
+		zap(data);
+		usleep(1000);
+	}
+	WRITE_ONCE(race.stop, true);
+	for (i = 0; i < ARRAY_SIZE(threads); i++) {
+		VFIO_ASSERT_EQ(pthread_join(threads[i], &result), 0);
+		wrong += (uintptr_t)result;
+	}
+
+	return wrong;
 }
 
 void start_child(struct child *child, int (*fn)(void *data, int arg), void *data)

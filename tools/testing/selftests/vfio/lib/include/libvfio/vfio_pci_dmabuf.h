@@ -91,6 +91,14 @@ int try_memcpy(void *dst, const void *src, size_t size);
 int try_touch(const void *vaddr, size_t size);
 
 /*
+ * Threads read the first 2 MiB of a mapping, and one allows for huge pages and does
+ * not, in turn: faults on the same 2 MiB map all of it or a page. Again and again
+ * @zap takes away what they mapped. Returns how many reads ended with a signal other
+ * than SIGBUS.
+ */
+unsigned int race_orders(void *vaddr, unsigned int ms, void (*zap)(void *data), void *data);
+
+/*
  * A child process that runs @fn once for each ask_child(), with the argument
  * given there, and hands back what it returned.
  */
