@@ -58,8 +58,8 @@ struct p2pdma_pages {
 /*
  * Which memory has pages, or is about to have or lose some, by PFN.
  * memremap_pages() looks for conflicts at both ends of a range only, and takes
- * the one that it finds for a bug.  So does memory hotplug, of which each range
- * takes some time: the mutex is held for the look only.
+ * the one that it finds for a bug.  It takes some milliseconds for each range:
+ * the mutex is held for the look only.
  */
 static struct rb_root_cached p2pdma_claims = RB_ROOT_CACHED;
 static DEFINE_MUTEX(p2pdma_claims_mutex);
