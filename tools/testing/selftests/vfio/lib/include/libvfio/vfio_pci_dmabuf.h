@@ -91,12 +91,11 @@ int try_memcpy(void *dst, const void *src, size_t size);
 int try_touch(const void *vaddr, size_t size);
 
 /*
- * Threads read the first 2 MiB of a mapping, and one allows for huge pages and does
- * not, in turn: faults on the same 2 MiB map all of it or a page. Again and again
- * @zap takes away what they mapped. Returns how many reads ended with a signal other
- * than SIGBUS.
+ * Threads read 2 MiB of @fd that are mapped anew again and again, and one allows for huge
+ * pages and does not, in turn: faults on the same 2 MiB map all of it or a page.
+ * Returns how many reads ended with a signal.
  */
-unsigned int race_orders(void *vaddr, unsigned int ms, void (*zap)(void *data), void *data);
+unsigned int race_orders(int fd, off_t offset, unsigned int ms);
 
 /*
  * A child process that runs @fn once for each ask_child(), with the argument
