@@ -316,7 +316,7 @@ TEST_F_TIMEOUT(bar_memory, write_notify, 30)
 
 TEST_F_TIMEOUT(bar_memory, order_race, 60)
 {
-	ASSERT_EQ(0, race_orders(self->t.device->fd, self->t.offset, 2000));
+	ASSERT_EQ(0, race_orders(self->t.device->fd, self->t.offset, 3000));
 }
 
 TEST_F(bar_memory, neighbours)

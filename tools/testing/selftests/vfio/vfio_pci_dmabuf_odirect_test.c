@@ -365,7 +365,7 @@ TEST_F_TIMEOUT(odirect, order_race, 60)
 	struct odirect_test *t = &self->t;
 	int fd = export_pages(t, 0, SZ_2M);
 
-	ASSERT_EQ(0, race_orders(fd, 0, 2000));
+	ASSERT_EQ(0, race_orders(fd, 0, 3000));
 	vfio_pci_dmabuf_revoke(t->device, fd);
 	ASSERT_EQ(0, close(fd));
 }
